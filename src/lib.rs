@@ -1,0 +1,1 @@
+//! Sundown: every agent is gone by sundown.
