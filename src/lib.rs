@@ -1,1 +1,4 @@
 //! Sundown: every agent is gone by sundown.
+pub mod agent;
+pub mod error;
+pub mod sql;

@@ -1,0 +1,56 @@
+-- What people look at. `sundown.agents` is everything about every agent; the others answer one question each.
+--
+-- The inner ORDER BYs let the planner merge both halves by id, so that "the newest fifty" and "running now" are walks along an
+-- index however much history there is.
+
+create view sundown.agents as
+(
+    select a.id, a.name, a.tenant, l.state, l.reason, a.image, a.command, a.labels, l.ttl, a.max_ttl, a.grace, a.run_at, a.created_at, l.started_at,
+           l.expires_at, null::timestamptz as finished_at, l.exit_code, l.error, (select h.name from sundown.host h where h.id = l.host) as host,
+           l.container_id, l.attempts, a.env_keys
+      from sundown.agent_live l
+      join sundown.agent a on a.id = l.id
+     order by l.id desc
+)
+union all
+(
+    select a.id, a.name, a.tenant, o.state, o.reason, a.image, a.command, a.labels, o.ttl, a.max_ttl, a.grace, a.run_at, a.created_at, o.started_at,
+           o.expires_at, o.finished_at, o.exit_code, o.error, (select h.name from sundown.host h where h.id = o.host),
+           o.container_id, o.attempts, a.env_keys
+      from sundown.agent_outcome o
+      join sundown.agent a on a.id = o.id
+     order by o.id desc
+);
+comment on view sundown.agents is 'Every agent, alive or ended, newest first when ordered by id desc.';
+
+create view sundown.overdue as
+select l.id, l.state, l.reason, h.name as host, l.due_at, l.expires_at, l.attempts, l.error,
+       statement_timestamp() - least(l.due_at, l.signalled_at + l.grace) as late,
+       case when l.killed_at is not null then 'SIGKILL was sent and its container is still there'
+            when l.due_at < statement_timestamp() - interval '2 s' then 'nobody has come for it: is its row locked, or every replica of its host away?'
+            end as what
+  from sundown.agent_live l
+  join sundown.host h on h.id = l.host
+ where l.due_at < statement_timestamp() - interval '2 s'
+    or (l.killed_at < statement_timestamp() - interval '5 s' and l.observed_at is null);
+comment on view sundown.overdue is 'Agents that somebody should have looked at by now, or that will not die. Empty in health.';
+
+create view sundown.events as
+select e.at, e.id, e.kind, e.was, e.state, e.reason, e.actor, (select h.name from sundown.host h where h.id = e.host) as host,
+       e.epoch, e.container_id, e.expires_at, e.exit_code, e.xid, e.seq
+  from sundown.event e;
+comment on view sundown.events is 'Every transition of every agent, in the order of (xid, seq).';
+
+create view sundown.hosts as
+select h.id, h.name, h.uuid, h.endpoint, s.capacity, s.used, greatest(s.capacity - s.used, 0) as free, s.cordoned, h.seen_at,
+       case when k.until > statement_timestamp() then k.replica end as keeper
+  from sundown.host h
+  join sundown.host_slot s on s.host = h.id
+  left join sundown.keeper k on k.host = h.id;
+comment on view sundown.hosts is 'Docker hosts: how full they are and which replica keeps them.';
+
+create view sundown.replicas as
+select r.id, r.name, r.release, r.listening, r.started_at, r.seen_at, r.seen_at > statement_timestamp() - interval '10 s' as alive,
+       array(select h.name from sundown.host h where h.id = any (r.hosts) order by h.id) as hosts
+  from sundown.replica r;
+comment on view sundown.replicas is 'Replicas of the last hour, and whether they were heard of within ten seconds.';

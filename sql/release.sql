@@ -1,0 +1,8 @@
+-- Gives a lease back after a failed try: somebody looks again then.
+-- $1 id, $2 epoch, $3 seconds from now, $4 what went wrong, $5 now. No row: the lease was lost; nothing to give back.
+update sundown.agent_live l
+   set leased_by = null, error = coalesce($4, l.error),
+       due_at = case when l.state = 'running' and l.observed_at is null then least(l.expires_at, coalesce($5, statement_timestamp()) + make_interval(secs => $3))
+                     else coalesce($5, statement_timestamp()) + make_interval(secs => $3) end
+ where l.id = $1 and l.epoch = $2
+returning l.id

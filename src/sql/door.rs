@@ -1,0 +1,124 @@
+//! The questions of HTTP: the wishes and the reads of users. Agents come back as the JSON that Postgres made of them, so that
+//! there is one description of an agent's shape, in SQL.
+
+use serde_json::Value;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::{Param, Sql};
+use crate::agent::Submission;
+use crate::error::Error;
+
+/// Where the output of an agent is.
+#[derive(Debug)]
+pub struct LogOf {
+    /// Host and container while it lives.
+    pub live: Option<(i32, Option<String>)>,
+    /// The kept tail and whether there was more before it.
+    pub tail: Option<(Vec<u8>, bool)>,
+    /// It has ended.
+    pub ended: bool,
+}
+
+/// The gauges that only the database knows.
+#[derive(Debug, Clone, Copy)]
+pub struct Gauges {
+    /// Agents that wait or are being started.
+    pub pending: i64,
+    /// Agents that run.
+    pub running: i64,
+    /// Agents that are being stopped.
+    pub terminating: i64,
+    /// Agents that somebody should have looked at by now.
+    pub overdue: i64,
+}
+
+impl Sql {
+    /// Submits an agent. Answers its id, its JSON as accepted, and whether it is new.
+    pub async fn submit(&self, s: &Submission, key: Option<&str>) -> Result<(Uuid, String, bool), Error> {
+        let (labels, env): (Value, Value) = (labels(&s.labels), labels(&s.env));
+        let params: &[Param<'_>] = &[
+            (&s.image, Type::TEXT),
+            (&s.command, Type::TEXT_ARRAY),
+            (&s.ttl, Type::FLOAT8),
+            (&s.max_ttl, Type::FLOAT8),
+            (&s.grace, Type::FLOAT8),
+            (&s.name, Type::TEXT),
+            (&labels, Type::JSONB),
+            (&env, Type::JSONB),
+            (&s.cpus, Type::FLOAT8),
+            (&s.memory, Type::INT8),
+            (&s.pids, Type::INT4),
+            (&s.network, Type::TEXT),
+            (&s.run_at, Type::TEXT),
+            (&s.start_timeout, Type::FLOAT8),
+            (&s.queue_timeout, Type::FLOAT8),
+            (&key, Type::TEXT),
+        ];
+        let submitted = self.rows(super::SUBMIT, params).await?;
+        let submitted = submitted.first().ok_or_else(gone)?;
+        let (id, xid): (Uuid, String) = (submitted.try_get("id")?, submitted.try_get("xid")?);
+        let accepted = self.rows(super::ACCEPTED, &[(&id, Type::UUID), (&xid, Type::TEXT)]).await?;
+        let accepted = accepted.first().ok_or_else(gone)?;
+        Ok((id, accepted.try_get("agent")?, accepted.try_get("is_new")?))
+    }
+
+    /// One agent as JSON and whether it has ended; `None`: unknown.
+    pub async fn get_agent(&self, id: Uuid) -> Result<Option<(String, bool)>, Error> {
+        let rows = self.rows(super::GET_AGENT, &[(&id, Type::UUID)]).await?;
+        rows.first().map(|row| Ok((row.try_get("agent")?, row.try_get("ended")?))).transpose()
+    }
+
+    /// A page of at most `limit` agents, newest first, older than `cursor`.
+    pub async fn list_agents(
+        &self,
+        state: Option<&str>,
+        labels: Option<&Value>,
+        cursor: Option<Uuid>,
+        limit: i64,
+    ) -> Result<Vec<(Uuid, String)>, Error> {
+        let params: &[Param<'_>] = &[(&state, Type::TEXT), (&labels, Type::JSONB), (&cursor, Type::UUID), (&limit, Type::INT8)];
+        let rows = self.rows(super::LIST_AGENTS, params).await?;
+        rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("agent")?))).collect()
+    }
+
+    /// Asks for the end of an agent; answers its state after.
+    pub async fn terminate(&self, id: Uuid, actor: &str) -> Result<String, Error> {
+        self.one(super::TERMINATE, &[(&id, Type::UUID), (&actor, Type::TEXT)], "state").await?.ok_or_else(gone)
+    }
+
+    /// Moves a deadline to now + `ttl` seconds; answers the seconds to it, `None` while it waits for a place.
+    pub async fn extend(&self, id: Uuid, ttl: f64) -> Result<Option<f64>, Error> {
+        Ok(self.one::<Option<f64>>(super::EXTEND, &[(&id, Type::UUID), (&ttl, Type::FLOAT8)], "due_in").await?.flatten())
+    }
+
+    /// Where the output of an agent is; `None`: unknown.
+    pub async fn log_of(&self, id: Uuid) -> Result<Option<LogOf>, Error> {
+        let rows = self.rows(super::LOG_OF, &[(&id, Type::UUID)]).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let (host, tail, truncated): (Option<i32>, Option<Vec<u8>>, Option<bool>) =
+            (row.try_get("host")?, row.try_get("tail")?, row.try_get("truncated")?);
+        let container = row.try_get("container_id")?;
+        Ok(Some(LogOf { live: host.map(|host| (host, container)), tail: tail.zip(truncated), ended: row.try_get("ended")? }))
+    }
+
+    /// The gauges that only the database knows.
+    pub async fn gauges(&self) -> Result<Gauges, Error> {
+        let rows = self.rows(super::GAUGES, &[]).await?;
+        let row = rows.first().ok_or_else(gone)?;
+        Ok(Gauges {
+            pending: row.try_get("pending")?,
+            running: row.try_get("running")?,
+            terminating: row.try_get("terminating")?,
+            overdue: row.try_get("overdue")?,
+        })
+    }
+}
+
+fn gone() -> Error {
+    Error::Internal("a statement that always answers did not".to_owned())
+}
+
+fn labels(map: &std::collections::BTreeMap<String, String>) -> Value {
+    map.iter().map(|(key, value)| (key.clone(), Value::String(value.clone()))).collect()
+}

@@ -1,0 +1,360 @@
+//! The questions of the loops: registering, ticking, claiming, the steps of a start, of a stop and of the finish.
+//!
+//! Zero rows are a normal outcome everywhere: the lease was lost, and the work is dropped.
+
+use std::time::{Duration, SystemTime};
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::{Now, Param, Sql};
+use crate::error::Error;
+
+/// A row in the hands of a replica, as much of it as deciding needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claim {
+    /// The agent.
+    pub id: Uuid,
+    /// The fence: later writes name it.
+    pub epoch: i32,
+    /// Where it was placed.
+    pub host: i32,
+    /// pending, running or terminating.
+    pub state: String,
+    /// The container, once recorded.
+    pub container_id: Option<String>,
+    /// Claims of the present step, this one included.
+    pub attempts: i16,
+    /// It has been running.
+    pub started: bool,
+    /// The stop signal was decided on, and perhaps sent.
+    pub signalled: bool,
+    /// SIGKILL was decided on, and perhaps sent.
+    pub killed: bool,
+    /// Its end was seen: facts and log are durable.
+    pub observed: bool,
+    /// Between the stop signal and SIGKILL.
+    pub grace: Duration,
+    /// It should have been running by now.
+    pub start_timed_out: bool,
+}
+
+/// What a container is made from.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// Name of the image.
+    pub image: String,
+    /// Arguments; empty: the image's own.
+    pub command: Vec<String>,
+    /// The user's labels.
+    pub labels: serde_json::Value,
+    /// The user's environment, or null.
+    pub env: Option<serde_json::Value>,
+    /// Limit in cores.
+    pub cpus: f64,
+    /// Limit in bytes.
+    pub memory: i64,
+    /// Limit of processes.
+    pub pids: i32,
+    /// `none` or `bridge`.
+    pub network: String,
+    /// The longest life that extensions can give it.
+    pub max_ttl: Duration,
+    /// Between the stop signal and SIGKILL.
+    pub grace: Duration,
+}
+
+/// What placing came to.
+#[derive(Debug)]
+pub enum Placed {
+    /// These were placed, perhaps none, and there is room for more.
+    Some(Vec<(Uuid, i32, Spec)>),
+    /// The host carries as many as it may.
+    Full,
+    /// Somebody else is placing there: try again at once.
+    Locked,
+}
+
+/// What an idle replica learns from its tick about one host, or about the line (host 0).
+#[derive(Debug, Clone)]
+pub struct Tick {
+    /// The host; 0 is the line of those who wait.
+    pub host: i32,
+    /// Our own row is still there.
+    pub alive: bool,
+    /// We keep this host.
+    pub keeps: bool,
+    /// Seconds until somebody is needed; negative when overdue.
+    pub due_in: Option<f64>,
+    /// Seconds until somebody in the line loses patience.
+    pub impatient_in: Option<f64>,
+    /// The low watermark for claims from now on.
+    pub low: SystemTime,
+}
+
+/// The facts of an end, for the first step of the finish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// succeeded, failed or expired.
+    pub state: &'static str,
+    /// The reason; `None` keeps the one that was decided.
+    pub reason: Option<&'static str>,
+    /// As Docker reported it.
+    pub exit_code: Option<i32>,
+    /// As Docker reported it.
+    pub oom_killed: Option<bool>,
+    /// In words.
+    pub error: Option<String>,
+}
+
+impl Sql {
+    /// Registers this start of the process and answers its id.
+    pub async fn register_replica(&self, name: &str, release: &str, now: Now) -> Result<i32, Error> {
+        let params: &[Param<'_>] = &[(&name, Type::TEXT), (&release, Type::TEXT), (&now, Type::TIMESTAMPTZ)];
+        self.one(super::REGISTER_REPLICA, params, "id").await?.ok_or_else(none)
+    }
+
+    /// Registers a Docker host and answers its id.
+    pub async fn register_host(&self, uuid: Uuid, name: &str, endpoint: &str, capacity: i32, now: Now) -> Result<i32, Error> {
+        let params: &[Param<'_>] =
+            &[(&uuid, Type::UUID), (&name, Type::TEXT), (&endpoint, Type::TEXT), (&capacity, Type::INT4), (&now, Type::TIMESTAMPTZ)];
+        self.one(super::REGISTER_HOST, params, "host").await?.ok_or_else(none)
+    }
+
+    /// Says that we are alive, keeps hosts for `lease`, and asks when we are needed. One answer for each host and for 0.
+    pub async fn tick(
+        &self,
+        replica: i32,
+        hosts: &[i32],
+        lease: Duration,
+        listening: bool,
+        low: Now,
+        now: Now,
+    ) -> Result<Vec<Tick>, Error> {
+        let lease = lease.as_secs_f64();
+        let params: &[Param<'_>] = &[
+            (&replica, Type::INT4),
+            (&hosts, Type::INT4_ARRAY),
+            (&lease, Type::FLOAT8),
+            (&listening, Type::BOOL),
+            (&low, Type::TIMESTAMPTZ),
+            (&now, Type::TIMESTAMPTZ),
+        ];
+        let rows = self.rows(super::TICK, params).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Tick {
+                    host: row.try_get("host")?,
+                    alive: row.try_get("alive")?,
+                    keeps: row.try_get("keeps")?,
+                    due_in: row.try_get("due_in")?,
+                    impatient_in: row.try_get("impatient_in")?,
+                    low: row.try_get("low")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Seconds until each host is needed next; no entry for those that never are.
+    pub async fn next_due(&self, hosts: &[i32], low: Now, now: Now) -> Result<Vec<(i32, f64)>, Error> {
+        let params: &[Param<'_>] = &[(&hosts, Type::INT4_ARRAY), (&low, Type::TIMESTAMPTZ), (&now, Type::TIMESTAMPTZ)];
+        let rows = self.rows(super::NEXT_DUE, params).await?;
+        rows.iter().map(|row| Ok((row.try_get("host")?, row.try_get("due_in")?))).collect()
+    }
+
+    /// Places at most `room` (up to 16) agents that wait on a host, leased for their start.
+    pub async fn place(&self, host: i32, replica: i32, room: i32, lease: Duration, now: Now) -> Result<Placed, Error> {
+        let lease = lease.as_secs_f64();
+        let params: &[Param<'_>] =
+            &[(&host, Type::INT4), (&replica, Type::INT4), (&room, Type::INT4), (&lease, Type::FLOAT8), (&now, Type::TIMESTAMPTZ)];
+        let rows = self.rows(super::PLACE, params).await?;
+        let mut placed = Vec::with_capacity(rows.len());
+        for row in &rows {
+            match row.try_get("verdict")? {
+                "full" => return Ok(Placed::Full),
+                "locked" => return Ok(Placed::Locked),
+                _ => {
+                    if let Some(id) = row.try_get("id")? {
+                        placed.push((id, row.try_get("epoch")?, spec(row)?));
+                    }
+                }
+            }
+        }
+        Ok(Placed::Some(placed))
+    }
+
+    /// Claims what is due on hosts, each with its lag; at most 100 a host.
+    pub async fn claim_due(
+        &self,
+        hosts: &[(i32, f64)],
+        replica: i32,
+        low: Now,
+        start_lease: Duration,
+        stop_lease: Duration,
+        now: Now,
+    ) -> Result<Vec<Claim>, Error> {
+        let (hosts, lags): (Vec<i32>, Vec<f64>) = hosts.iter().copied().unzip();
+        let (start, stop) = (start_lease.as_secs_f64(), stop_lease.as_secs_f64());
+        let params: &[Param<'_>] = &[
+            (&hosts, Type::INT4_ARRAY),
+            (&lags, Type::FLOAT8_ARRAY),
+            (&replica, Type::INT4),
+            (&low, Type::TIMESTAMPTZ),
+            (&start, Type::FLOAT8),
+            (&stop, Type::FLOAT8),
+            (&now, Type::TIMESTAMPTZ),
+        ];
+        self.rows(super::CLAIM_DUE, params).await?.iter().map(claim).collect()
+    }
+
+    /// What the container of a taken-over start is made from.
+    pub async fn spec(&self, id: Uuid) -> Result<Option<Spec>, Error> {
+        self.rows(super::SPEC, &[(&id, Type::UUID)]).await?.first().map(spec).transpose()
+    }
+
+    /// Records the container before its start. False: drop the work.
+    pub async fn record_container(&self, id: Uuid, epoch: i32, container: &str) -> Result<bool, Error> {
+        let params: &[Param<'_>] = &[(&id, Type::UUID), (&epoch, Type::INT4), (&container, Type::TEXT)];
+        Ok(!self.rows(super::RECORD_CONTAINER, params).await?.is_empty())
+    }
+
+    /// It runs. Answers the seconds to its deadline; `None`: drop the work.
+    pub async fn running(&self, id: Uuid, epoch: i32, now: Now) -> Result<Option<f64>, Error> {
+        let params: &[Param<'_>] = &[(&id, Type::UUID), (&epoch, Type::INT4), (&now, Type::TIMESTAMPTZ)];
+        self.one(super::RUNNING, params, "due_in").await
+    }
+
+    /// Gives a lease back: somebody looks again after `pause`. False: it was lost already.
+    pub async fn release(&self, id: Uuid, epoch: i32, pause: Duration, error: Option<&str>, now: Now) -> Result<bool, Error> {
+        let pause = pause.as_secs_f64();
+        let params: &[Param<'_>] =
+            &[(&id, Type::UUID), (&epoch, Type::INT4), (&pause, Type::FLOAT8), (&error, Type::TEXT), (&now, Type::TIMESTAMPTZ)];
+        Ok(!self.rows(super::RELEASE, params).await?.is_empty())
+    }
+
+    /// Gives the lease of a running agent back until its deadline. False: it was lost already.
+    pub async fn rest(&self, id: Uuid, epoch: i32) -> Result<bool, Error> {
+        Ok(!self.rows(super::REST, &[(&id, Type::UUID), (&epoch, Type::INT4)]).await?.is_empty())
+    }
+
+    /// The intent to send the stop signal. `Some(true)`: it is SIGKILL; `None`: drop the work.
+    pub async fn signalling(&self, id: Uuid, epoch: i32, lease: Duration, now: Now) -> Result<Option<bool>, Error> {
+        let lease = lease.as_secs_f64();
+        let params: &[Param<'_>] = &[(&id, Type::UUID), (&epoch, Type::INT4), (&lease, Type::FLOAT8), (&now, Type::TIMESTAMPTZ)];
+        self.one(super::SIGNALLING, params, "kill").await
+    }
+
+    /// The stop signal was sent. Answers the seconds to SIGKILL; `None`: the lease was lost.
+    pub async fn signalled(&self, id: Uuid, epoch: i32, now: Now) -> Result<Option<f64>, Error> {
+        let params: &[Param<'_>] = &[(&id, Type::UUID), (&epoch, Type::INT4), (&now, Type::TIMESTAMPTZ)];
+        self.one(super::SIGNALLED, params, "due_in").await
+    }
+
+    /// First step of the finish. Answers the new epoch; `None`: somebody else is at it.
+    pub async fn observe(
+        &self,
+        id: Uuid,
+        epoch: i32,
+        replica: i32,
+        lease: Duration,
+        facts: &Facts,
+        tail: Option<(&[u8], bool)>,
+        now: Now,
+    ) -> Result<Option<i32>, Error> {
+        let lease = lease.as_secs_f64();
+        let (tail, truncated) = (tail.map(|(bytes, _)| bytes), tail.is_some_and(|(_, truncated)| truncated));
+        let params: &[Param<'_>] = &[
+            (&id, Type::UUID),
+            (&epoch, Type::INT4),
+            (&replica, Type::INT4),
+            (&lease, Type::FLOAT8),
+            (&facts.state, Type::TEXT),
+            (&facts.reason, Type::TEXT),
+            (&facts.exit_code, Type::INT4),
+            (&facts.oom_killed, Type::BOOL),
+            (&facts.error, Type::TEXT),
+            (&tail, Type::BYTEA),
+            (&truncated, Type::BOOL),
+            (&now, Type::TIMESTAMPTZ),
+        ];
+        self.one(super::OBSERVE, params, "epoch").await
+    }
+
+    /// Last step of the finish, for agents of one host. Answers those that ended.
+    pub async fn finish(&self, host: i32, agents: &[(Uuid, i32)], now: Now) -> Result<Vec<Uuid>, Error> {
+        let (ids, epochs): (Vec<Uuid>, Vec<i32>) = agents.iter().copied().unzip();
+        let params: &[Param<'_>] = &[(&ids, Type::UUID_ARRAY), (&epochs, Type::INT4_ARRAY), (&host, Type::INT4), (&now, Type::TIMESTAMPTZ)];
+        self.rows(super::FINISH, params).await?.iter().map(|row| Ok(row.try_get("id")?)).collect()
+    }
+
+    /// Ends those that waited longer than they wanted to; answers how many, at most 100.
+    pub async fn expire_waiting(&self, now: Now) -> Result<i64, Error> {
+        Ok(self.one(super::EXPIRE_WAITING, &[(&now, Type::TIMESTAMPTZ)], "ended").await?.unwrap_or(0))
+    }
+
+    /// The rows of a host that nobody is at.
+    pub async fn on_host(&self, host: i32) -> Result<Vec<Claim>, Error> {
+        self.rows(super::ON_HOST, &[(&host, Type::INT4)]).await?.iter().map(claim).collect()
+    }
+
+    /// Of these agents: known, and alive. Empty whenever the database may not be believed.
+    pub async fn known(&self, ids: &[Uuid]) -> Result<Vec<(Uuid, bool, bool)>, Error> {
+        let installation = self.installation();
+        let params: &[Param<'_>] = &[(&ids, Type::UUID_ARRAY), (&installation, Type::UUID)];
+        let rows = self.rows(super::KNOWN, params).await?;
+        rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("known")?, row.try_get("live")?))).collect()
+    }
+
+    /// Gives back every lease and host; answers how many leases.
+    pub async fn leave(&self, replica: i32, now: Now) -> Result<i64, Error> {
+        let params: &[Param<'_>] = &[(&replica, Type::INT4), (&now, Type::TIMESTAMPTZ)];
+        Ok(self.one(super::LEAVE, params, "given_back").await?.unwrap_or(0))
+    }
+
+    /// Makes partitions ahead and drops old ones; answers counts as JSON.
+    pub async fn upkeep(&self, now: Now) -> Result<String, Error> {
+        self.one(super::UPKEEP, &[(&now, Type::TIMESTAMPTZ)], "counts").await?.ok_or_else(none)
+    }
+
+    /// Tells every other replica to look again.
+    pub async fn wake(&self) -> Result<(), Error> {
+        self.rows(super::WAKE, &[]).await.map(drop)
+    }
+}
+
+fn none() -> Error {
+    Error::Internal("a statement that always answers did not".to_owned())
+}
+
+fn claim(row: &Row) -> Result<Claim, Error> {
+    Ok(Claim {
+        id: row.try_get("id")?,
+        epoch: row.try_get("epoch")?,
+        host: row.try_get("host")?,
+        state: row.try_get("state")?,
+        container_id: row.try_get("container_id")?,
+        attempts: row.try_get("attempts")?,
+        started: row.try_get("started")?,
+        signalled: row.try_get("signalled")?,
+        killed: row.try_get("killed")?,
+        observed: row.try_get("observed")?,
+        grace: Duration::from_secs_f64(row.try_get::<_, f64>("grace")?.max(0.0)),
+        start_timed_out: row.try_get("start_timed_out")?,
+    })
+}
+
+fn spec(row: &Row) -> Result<Spec, Error> {
+    Ok(Spec {
+        image: row.try_get("image")?,
+        command: row.try_get("command")?,
+        labels: row.try_get("labels")?,
+        env: row.try_get("env")?,
+        cpus: row.try_get("cpus")?,
+        memory: row.try_get("memory")?,
+        pids: row.try_get("pids")?,
+        network: row.try_get("network")?,
+        max_ttl: Duration::from_secs_f64(row.try_get::<_, f64>("max_ttl")?.max(0.0)),
+        grace: Duration::from_secs_f64(row.try_get::<_, f64>("grace")?.max(0.0)),
+    })
+}
