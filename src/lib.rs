@@ -1,4 +1,5 @@
 //! Sundown: every agent is gone by sundown.
 pub mod agent;
+pub mod docker;
 pub mod error;
 pub mod sql;
