@@ -28,7 +28,7 @@ update sundown.agent_live l
                      -- A stop that keeps failing is tried ever more slowly, but for ever.
                      else least(make_interval(secs => $6 * 2 ^ least(l.attempts, 3)), greatest(interval '15 s', make_interval(secs => $6))) end
  where l.id = any (array(select d.id from due d))
-returning l.id, l.epoch, l.host, l.state, l.reason, l.container_id, l.attempts, l.started_at is not null as started,
+returning l.id, l.epoch, l.host, l.state, l.container_id, l.attempts, l.started_at is not null as started,
           l.signalled_at is not null as signalled, l.killed_at is not null as killed, l.observed_at is not null as observed,
           extract(epoch from l.grace)::float8 as grace,
           l.state = 'pending' and l.placed_at + l.start_timeout <= coalesce($7, statement_timestamp()) as start_timed_out

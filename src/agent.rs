@@ -38,3 +38,8 @@ pub struct Submission {
     /// Seconds.
     pub queue_timeout: Option<f64>,
 }
+
+/// Seconds.
+pub fn seconds(text: &str) -> Result<f64, String> {
+    text.trim_end_matches('s').parse().map_err(|e: std::num::ParseFloatError| e.to_string())
+}

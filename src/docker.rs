@@ -31,7 +31,8 @@ use uuid::Uuid;
 
 const LABEL_INSTALLATION: &str = "sundown.installation";
 const LABEL_AGENT: &str = "sundown.agent";
-const LABEL_LONGEST_LIFE: &str = "sundown.longest_life";
+/// Label: the longest possible life of the container, in seconds.
+pub const LABEL_LONGEST_LIFE: &str = "sundown.longest_life";
 const LABEL_HOST: &str = "sundown.host";
 /// A user's labels go below this prefix: other tools on a host act on container labels (routing, restarts, clean-up),
 /// and a tenant must not steer them, nor take one of ours.

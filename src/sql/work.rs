@@ -293,9 +293,10 @@ impl Sql {
         Ok(self.one(super::EXPIRE_WAITING, &[(&now, Type::TIMESTAMPTZ)], "ended").await?.unwrap_or(0))
     }
 
-    /// The rows of a host that nobody is at.
-    pub async fn on_host(&self, host: i32) -> Result<Vec<Claim>, Error> {
-        self.rows(super::ON_HOST, &[(&host, Type::INT4)]).await?.iter().map(claim).collect()
+    /// The rows of a host that have not ended, each with whether somebody is at it; all, or only these agents.
+    pub async fn on_host(&self, host: i32, only: Option<&[Uuid]>) -> Result<Vec<(Claim, bool)>, Error> {
+        let params: &[Param<'_>] = &[(&host, Type::INT4), (&only, Type::UUID_ARRAY)];
+        self.rows(super::ON_HOST, params).await?.iter().map(|row| Ok((claim(row)?, row.try_get("leased")?))).collect()
     }
 
     /// Of these agents: known, and alive. Empty whenever the database may not be believed.
@@ -304,6 +305,21 @@ impl Sql {
         let params: &[Param<'_>] = &[(&ids, Type::UUID_ARRAY), (&installation, Type::UUID)];
         let rows = self.rows(super::KNOWN, params).await?;
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("known")?, row.try_get("live")?))).collect()
+    }
+
+    /// Every host, as JSON.
+    pub async fn hosts(&self) -> Result<Vec<String>, Error> {
+        self.rows(super::HOSTS, &[]).await?.iter().map(|row| Ok(row.try_get("host")?)).collect()
+    }
+
+    /// Keeps new agents off a host, or lets them on again. False: there is no such host.
+    pub async fn cordon(&self, host: i32, cordoned: bool) -> Result<bool, Error> {
+        Ok(!self.rows(super::CORDON, &[(&host, Type::INT4), (&cordoned, Type::BOOL)]).await?.is_empty())
+    }
+
+    /// Declares a host lost; answers how many agents were lost with it.
+    pub async fn forget_host(&self, host: i32) -> Result<i64, Error> {
+        Ok(self.one(super::FORGET_HOST, &[(&host, Type::INT4)], "lost").await?.unwrap_or(0))
     }
 
     /// Gives back every lease and host; answers how many leases.

@@ -1,0 +1,332 @@
+//! All configuration: flags, their environment variables, and the only place that reads either. Each field says its unit, its default
+//! and the cost of being wrong.
+//!
+//! Guarantees: a wrong value ends with one line and exit code 64; nothing secret is printed.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::agent;
+
+/// Sundown: every agent is gone by sundown.
+#[derive(Debug, Parser)]
+#[command(name = "sundown", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the API and keep agents: one replica of any number.
+    Serve(Serve),
+    /// Bring the database up to this release, and exit.
+    Migrate(Migrate),
+    /// Do one whole pass without a server: start what may start, end what is due, remove orphans; print counts as JSON, and exit.
+    Sweep(Sweep),
+    /// Bind this database to its installation after it was restored or copied.
+    Adopt(Adopt),
+    /// List Docker hosts, keep new agents off one, or give one up for lost.
+    Host(HostCommand),
+    /// Check what Sundown needs, and say what to do about what is missing.
+    Doctor(Doctor),
+}
+
+/// Where the database is.
+#[derive(Args, Clone)]
+pub struct Database {
+    /// Address of Postgres, pooled or not: postgres://user:password@host/database. Without one, `serve` runs a private Postgres.
+    #[arg(long, env = "SUNDOWN_DATABASE_URL", hide_env_values = true, value_name = "URL", value_parser = database_url)]
+    pub database_url: Option<tokio_postgres::Config>,
+    /// Address of Postgres itself, for notifications and migrations, if the other one leads through a pooler.
+    #[arg(long, env = "SUNDOWN_DIRECT_URL", hide_env_values = true, value_name = "URL", value_parser = database_url)]
+    pub direct_url: Option<tokio_postgres::Config>,
+    /// Read when no other address is given, as other tools do.
+    #[arg(skip = fallback_url())]
+    pub fallback: Option<String>,
+    /// Data of the private Postgres that serves when there is no address. Default: /var/lib/sundown for root, else ~/.local/share/sundown.
+    #[arg(long, env = "SUNDOWN_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+}
+
+/// Which Docker hosts are served, and how.
+#[derive(Args, Debug, Clone)]
+pub struct Docker {
+    /// Docker endpoints, separated by commas. Default: DOCKER_HOST, then the local socket.
+    #[arg(long, env = "SUNDOWN_DOCKER", value_name = "ENDPOINTS", value_delimiter = ',')]
+    pub docker: Vec<String>,
+    /// Live agents that each host may carry; when all are full, agents wait. Too many, and the host's memory is what ends them.
+    #[arg(long, env = "SUNDOWN_CAPACITY", value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(i32).range(0..=100_000))]
+    pub capacity: i32,
+    /// Containers started at once on each host; 0: one for each of its cores. More only makes each start slower.
+    #[arg(long, env = "SUNDOWN_STARTS", value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=256))]
+    pub starts: u16,
+    /// How long a start is leased. Shorter takes over sooner from a dead replica; too short takes over from a slow one.
+    #[arg(long, env = "SUNDOWN_LEASE", value_name = "DURATION", default_value = "15s", value_parser = span::<1, 3600>)]
+    pub lease: Span,
+}
+
+/// Settings of the whole installation, kept in the database; what is not given stays as it is.
+#[derive(Args, Debug, Clone, Copy)]
+pub struct Settings {
+    /// Time to live of agents that name none [first: 1h].
+    #[arg(long, env = "SUNDOWN_DEFAULT_TTL", value_name = "DURATION", value_parser = span::<1, 31_536_000>)]
+    pub default_ttl: Option<Span>,
+    /// The longest life of any agent, extensions included [first: 1d].
+    #[arg(long, env = "SUNDOWN_MAX_TTL", value_name = "DURATION", value_parser = span::<1, 31_536_000>)]
+    pub max_ttl: Option<Span>,
+    /// How long outcomes and events are kept [first: 30d].
+    #[arg(long, env = "SUNDOWN_RETENTION", value_name = "DURATION", value_parser = span::<3600, 315_360_000>)]
+    pub retention: Option<Span>,
+    /// How long the tails of logs are kept [first: 7d].
+    #[arg(long, env = "SUNDOWN_LOG_RETENTION", value_name = "DURATION", value_parser = span::<3600, 315_360_000>)]
+    pub log_retention: Option<Span>,
+}
+
+/// `sundown serve`.
+#[derive(Args, Debug, Clone)]
+pub struct Serve {
+    /// The database.
+    #[command(flatten)]
+    pub database: Database,
+    /// The hosts.
+    #[command(flatten)]
+    pub docker: Docker,
+    /// The installation.
+    #[command(flatten)]
+    pub settings: Settings,
+    /// Address to serve the API on.
+    #[arg(long, env = "SUNDOWN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:7117")]
+    pub listen: SocketAddr,
+    /// The longest time between two looks at what is due when no wake-up arrives; while they do arrive, 2.5 times as long. Longer is
+    /// later when notifications fail, shorter costs queries when idle.
+    #[arg(long, env = "SUNDOWN_POLL", value_name = "DURATION", default_value = "1s", value_parser = poll)]
+    pub poll: Span,
+    /// How long work in hand may take to finish after SIGTERM; then its leases are returned.
+    #[arg(long, env = "SUNDOWN_DRAIN", value_name = "DURATION", default_value = "20s", value_parser = span::<0, 3600>)]
+    pub drain: Span,
+    /// Refuse to start on a database that is not migrated, instead of migrating it.
+    #[arg(long, env = "SUNDOWN_NO_MIGRATE")]
+    pub no_migrate: bool,
+}
+
+/// `sundown migrate`.
+#[derive(Args, Debug, Clone)]
+pub struct Migrate {
+    /// The database.
+    #[command(flatten)]
+    pub database: Database,
+    /// The installation.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// `sundown sweep`.
+#[derive(Args, Debug, Clone)]
+pub struct Sweep {
+    /// The database.
+    #[command(flatten)]
+    pub database: Database,
+    /// The hosts.
+    #[command(flatten)]
+    pub docker: Docker,
+    /// Go on until nothing is left to do: no agent waits, lives or has to be stopped.
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// `sundown adopt`.
+#[derive(Args, Debug, Clone)]
+pub struct Adopt {
+    /// The database.
+    #[command(flatten)]
+    pub database: Database,
+    /// As a new installation beside the original: its containers are left alone, and what this copy believed alive is ended.
+    #[arg(long)]
+    pub new: bool,
+}
+
+/// `sundown host`.
+#[derive(Args, Debug, Clone)]
+pub struct HostCommand {
+    /// The database.
+    #[command(flatten)]
+    pub database: Database,
+    /// What to do.
+    #[command(subcommand)]
+    pub action: HostAction,
+}
+
+/// What to do with a host.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum HostAction {
+    /// List hosts as JSON, one a line.
+    Ls,
+    /// Place no new agents there; those that it has live on.
+    Cordon {
+        /// Its number.
+        id: i32,
+    },
+    /// Place agents there again.
+    Uncordon {
+        /// Its number.
+        id: i32,
+    },
+    /// It is gone for good: its agents are lost and end as failed, host_lost.
+    Forget {
+        /// Its number.
+        id: i32,
+    },
+}
+
+/// `sundown doctor`.
+#[derive(Args, Debug, Clone)]
+pub struct Doctor {
+    /// The database.
+    #[command(flatten)]
+    pub database: Database,
+    /// The hosts.
+    #[command(flatten)]
+    pub docker: Docker,
+}
+
+/// A duration, parsed and printed as people write it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let seconds = agent::seconds(text)?;
+        Duration::try_from_secs_f64(seconds).map(Self).map_err(|_negative| "a duration is not negative".to_owned())
+    }
+}
+
+/// A duration within bounds, in seconds.
+fn span<const MIN: u64, const MAX: u64>(text: &str) -> Result<Span, String> {
+    let span: Span = text.parse()?;
+    if span.0 < Duration::from_secs(MIN) || span.0 > Duration::from_secs(MAX) {
+        return Err(format!("it must be between {MIN} s and {MAX} s"));
+    }
+    Ok(span)
+}
+
+fn poll(text: &str) -> Result<Span, String> {
+    let span: Span = text.parse()?;
+    if span.0 < Duration::from_millis(50) || span.0 > Duration::from_secs(3600) {
+        return Err("it must be between 50 ms and 1 h".to_owned());
+    }
+    Ok(span)
+}
+
+/// The parser's own error may quote the address, and with it the password.
+fn database_url(text: &str) -> Result<tokio_postgres::Config, String> {
+    let config: tokio_postgres::Config = text
+        .parse()
+        .map_err(|_| "it is not an address of Postgres; write postgres://user:password@host:5432/database, percent-encoding what is special".to_owned())?;
+    if config.get_hosts().is_empty() {
+        return Err("it names no host; write postgres://user:password@host:5432/database".to_owned());
+    }
+    Ok(config)
+}
+
+fn fallback_url() -> Option<String> {
+    std::env::var("DATABASE_URL").ok().filter(|url| !url.is_empty())
+}
+
+impl Database {
+    /// The address for queries and the one for notifications and migrations; `None` without any.
+    ///
+    /// # Errors
+    /// When `DATABASE_URL` is used and is not an address.
+    pub fn addresses(&self) -> Result<Option<(tokio_postgres::Config, tokio_postgres::Config)>, String> {
+        let fallback = match (&self.database_url, &self.fallback) {
+            (None, Some(url)) => Some(database_url(url).map_err(|error| format!("DATABASE_URL: {error}"))?),
+            _ => None,
+        };
+        let Some(pooled) = self.database_url.clone().or(fallback) else { return Ok(None) };
+        let direct = self.direct_url.clone().unwrap_or_else(|| pooled.clone());
+        Ok(Some((tuned(pooled), tuned(direct))))
+    }
+
+    /// Where the private Postgres keeps its data.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        let home = || std::env::var_os("HOME").map(PathBuf::from);
+        self.data.clone().unwrap_or_else(|| {
+            if nix::unistd::geteuid().is_root() {
+                return PathBuf::from("/var/lib/sundown");
+            }
+            let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).or_else(|| Some(home()?.join(".local/share")));
+            base.unwrap_or_else(|| PathBuf::from(".")).join("sundown")
+        })
+    }
+}
+
+/// What every connection of ours has: a name to find it by, and bounds on silence.
+#[must_use]
+pub fn tuned(mut config: tokio_postgres::Config) -> tokio_postgres::Config {
+    if config.get_application_name().is_none() {
+        config.application_name("sundown");
+    }
+    config.connect_timeout(Duration::from_secs(2));
+    config.tcp_user_timeout(Duration::from_secs(10));
+    config.keepalives_idle(Duration::from_secs(15));
+    config.keepalives_interval(Duration::from_secs(5));
+    config
+}
+
+/// An address as it may be printed: without its password.
+#[must_use]
+pub fn printable(config: &tokio_postgres::Config) -> String {
+    use tokio_postgres::config::Host;
+    let hosts: Vec<String> = config
+        .get_hosts()
+        .iter()
+        .map(|host| match host {
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(path) => path.display().to_string(),
+        })
+        .collect();
+    let ports: Vec<String> = config.get_ports().iter().map(u16::to_string).collect();
+    format!("{}@{}:{}/{}", config.get_user().unwrap_or("?"), hosts.join(","), ports.join(","), config.get_dbname().unwrap_or("?"))
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Database")
+            .field("database_url", &self.database_url.as_ref().map(printable))
+            .field("direct_url", &self.direct_url.as_ref().map(printable))
+            .field("fallback", &self.fallback.as_ref().map(|_| "DATABASE_URL"))
+            .field("data", &self.data)
+            .finish()
+    }
+}
+
+impl Docker {
+    /// The endpoints to serve.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
+        let mut endpoints: Vec<String> = self.docker.iter().map(|endpoint| endpoint.trim().to_owned()).filter(|e| !e.is_empty()).collect();
+        if endpoints.is_empty() {
+            let default = std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
+            endpoints.push(default.unwrap_or_else(|| "unix:///var/run/docker.sock".to_owned()));
+        }
+        endpoints.dedup();
+        endpoints
+    }
+}

@@ -1,0 +1,53 @@
+//! Checks what Sundown needs and says what to do about what is missing. Changes nothing.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::config::{Doctor, printable};
+use crate::docker::Docker;
+use crate::serve::Fatal;
+use crate::sql::Sql;
+
+/// Runs every check and prints a line for each. Answers whether all is well.
+///
+/// # Errors
+/// When it cannot check at all.
+pub async fn run(config: Doctor) -> Result<bool, Fatal> {
+    let mut well = true;
+    let mut say = |good: bool, what: String| {
+        well &= good;
+        println!("{} {what}", if good { "ok  " } else { "FIX " });
+    };
+    match config.database.addresses().map_err(Fatal::Usage)? {
+        None => say(true, format!("database: none given; serve runs a private one in {}", config.database.data_dir().display())),
+        Some((address, _)) => {
+            let sql = Sql::new(&address, 1, Duration::from_secs(5))?;
+            match sql.identity().await {
+                Ok(Some((installation, true))) => {
+                    say(true, format!("database {}: installation {installation}", printable(&address)));
+                    let gauges = sql.gauges().await?;
+                    let overdue = gauges.overdue;
+                    say(overdue == 0, format!("{overdue} agents overdue{}", if overdue == 0 { "" } else { ": select * from sundown.overdue" }));
+                }
+                Ok(Some((_, false))) => say(false, "database: a copy or a standby of the one that its installation is bound to: run `sundown adopt` if the original is gone".to_owned()),
+                Ok(None) | Err(crate::error::Error::Internal(_)) => say(false, "database: not migrated: run `sundown migrate`".to_owned()),
+                Err(error) => say(false, format!("database {}: {error}: is it running, and is SUNDOWN_DATABASE_URL right?", printable(&address))),
+            }
+        }
+    }
+    for endpoint in config.docker.endpoints() {
+        let described = match Docker::connect(&endpoint, Uuid::nil()).await {
+            Ok(docker) => docker.describe().await,
+            Err(error) => Err(error),
+        };
+        match described {
+            Ok(d) => {
+                say(true, format!("docker {endpoint}: version {}, API {}, {} cores, cgroup v{}", d.version, d.api_version, d.cpus, d.cgroup_version));
+                say(d.live_restore, format!("docker {endpoint}: live-restore is {}", if d.live_restore { "on" } else { "off: a restart of the daemon ends every agent; set \"live-restore\": true in daemon.json" }));
+            }
+            Err(error) => say(false, format!("docker {endpoint}: {error}: is it running, and may this user use its socket?")),
+        }
+    }
+    Ok(well)
+}

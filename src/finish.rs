@@ -1,0 +1,100 @@
+//! The three fenced steps of an end: the observed facts and the log into rows, the container removed, the outcome written. Killed
+//! between any two, the row comes due again and whoever claims it goes on where this stopped.
+//!
+//! Guarantees: the outcome never precedes Docker's word that the container is gone; a log that cannot be read delays nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::docker::DockerError;
+use crate::error::Error;
+use crate::failpoint;
+use crate::replica::{FINISH_LEASE, Link, Replica};
+use crate::sql::work::{Claim, Facts};
+
+/// How much of the output is kept, in bytes.
+const TAIL: usize = 64 * 1024;
+/// How long reading it may take. It shares the lease of a stop with the write that follows.
+const TAIL_PATIENCE: Duration = Duration::from_millis(1200);
+
+/// The whole finish, for an agent whose end was just seen. `row` needs no lease: its epoch decides who goes on.
+pub async fn end(replica: &Arc<Replica>, link: &Link, row: &Claim, mut facts: Facts, container: Option<&str>) -> Result<(), Error> {
+    let tail = match container {
+        // Read once and failed once, it is given up: the end matters more.
+        Some(container) if row.attempts <= 2 => {
+            let _lane = link.cleanups.acquire().await;
+            match tokio::time::timeout(TAIL_PATIENCE, link.docker.tail(container, TAIL)).await {
+                Ok(Ok(tail)) => Some((tail.bytes, tail.truncated)),
+                Ok(Err(error)) => {
+                    tracing::warn!(agent.id = %row.id, %error, "its log cannot be read");
+                    None
+                }
+                Err(_) => {
+                    tracing::warn!(agent.id = %row.id, "its log cannot be read in time");
+                    None
+                }
+            }
+        }
+        _ => None,
+    };
+    if let Some((bytes, _)) = &tail {
+        never_executed(&mut facts, bytes);
+    }
+    failpoint::hit("finish.before_observe");
+    let tail = tail.as_ref().map(|(bytes, truncated)| (bytes.as_slice(), *truncated));
+    let Some(epoch) = replica.sql.observe(row.id, row.epoch, replica.id(), FINISH_LEASE, &facts, tail, None).await? else {
+        replica.metrics.leases_lost.inc();
+        return Ok(());
+    };
+    failpoint::hit("finish.observed");
+    let row = Claim { epoch, observed: true, attempts: 1, ..row.clone() };
+    remove_and_record(replica, link, &row, container).await
+}
+
+/// The last two steps, for an agent whose facts are durable.
+pub async fn remove_and_record(replica: &Arc<Replica>, link: &Link, row: &Claim, container: Option<&str>) -> Result<(), Error> {
+    if let Some(container) = container {
+        let lane = link.cleanups.acquire().await;
+        let removed = link.docker.remove(container).await;
+        drop(lane);
+        if let Err(error) = removed {
+            return try_again(replica, row, &error).await;
+        }
+    }
+    failpoint::hit("finish.removed");
+    if replica.sql.finish(row.host, &[(row.id, row.epoch)], None).await?.is_empty() {
+        replica.metrics.leases_lost.inc();
+        return Ok(());
+    }
+    failpoint::hit("finish.recorded");
+    replica.metrics.ended.inc();
+    tracing::info!(agent.id = %row.id, host = row.host, "ended");
+    // A place is free.
+    replica.wakes.launcher.notify_one();
+    Ok(())
+}
+
+/// Gives the row back after Docker failed us; somebody looks again soon, ever less often, for ever.
+pub async fn try_again(replica: &Arc<Replica>, row: &Claim, error: &DockerError) -> Result<(), Error> {
+    replica.metrics.docker_errors.inc();
+    let pause = Duration::from_millis(500) * 2u32.pow(u32::from(row.attempts.clamp(1, 6).unsigned_abs()) - 1);
+    let pause = pause.min(Duration::from_secs(15));
+    tracing::warn!(agent.id = %row.id, host = row.host, attempt = row.attempts, %error, "docker failed; trying again in {pause:?}");
+    if replica.sql.release(row.id, row.epoch, pause, Some(&error.to_string()), None).await? {
+        replica.wakes.arm(pause.as_secs_f64());
+    }
+    Ok(())
+}
+
+/// A container whose init could not execute the command has run, says Docker; the agent in it never did.
+fn never_executed(facts: &mut Facts, tail: &[u8]) {
+    if facts.reason != Some("exited") || !matches!(facts.exit_code, Some(126 | 127)) {
+        return;
+    }
+    let text = String::from_utf8_lossy(&tail[..tail.len().min(4096)]);
+    if let Some(line) = text.lines().find(|line| line.starts_with("[FATAL tini") && line.contains("exec ")) {
+        let words = line.split_once("] ").map_or(line, |(_, words)| words);
+        facts.reason = Some("start_failed");
+        facts.error = Some(format!("the command cannot be executed: {words}"));
+    }
+}

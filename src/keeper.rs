@@ -1,0 +1,282 @@
+//! Keeps one Docker host: connects to it, knows who it is, and finds out what became of its agents.
+//!
+//! Docker's events are a hint, its list is the truth, and a death is believed only from an inspect. A host that does not answer is
+//! unreachable, which is never the same as gone: nothing is concluded from an error or from an empty answer.
+//!
+//! Every replica connects to its hosts; of those, one keeps each host, by a lease that the tick renews.
+
+use std::collections::{HashMap, HashSet};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::docker::{Docker, DockerError, EventKind, Listed, Status, container_name};
+use crate::error::Error;
+use crate::finish;
+use crate::reconcile::{Action, Seen, reconcile};
+use crate::replica::{Host, Link, Replica};
+use crate::sql::work::Claim;
+
+/// How often the list is held against the rows, and the daemon is asked whether it is there.
+const LIST: Duration = Duration::from_secs(5);
+/// How long a container without a row must have been seen before it is an orphan.
+pub const ORPHAN_GRACE: Duration = Duration::from_secs(10);
+/// How long to leave a daemon alone that did not answer.
+const RECONNECT: Duration = Duration::from_millis(500);
+/// A container may die before the row says that it runs: how long to remember that it did.
+const EARLY_DEATH: Duration = Duration::from_secs(10);
+
+/// What stopped a pass.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    /// The daemon failed us.
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    /// The database failed us.
+    #[error(transparent)]
+    Database(#[from] Error),
+}
+
+/// Serves one endpoint until told to stop: connects, keeps, and connects again.
+pub async fn run(replica: Arc<Replica>, host: Arc<Host>) {
+    let mut silent = false;
+    while !replica.stop.is_cancelled() {
+        let ended = tokio::select! {
+            ended = serve(&replica, &host, &mut silent) => ended,
+            () = replica.stop.cancelled() => return,
+        };
+        host.lost();
+        if let Err(error) = ended {
+            replica.metrics.docker_errors.inc();
+            if !silent {
+                tracing::warn!(endpoint = host.endpoint, %error, "the host is out of reach; trying again");
+            }
+            silent = true;
+        }
+        tokio::time::sleep(RECONNECT).await;
+    }
+}
+
+/// Connects to the daemon and learns which host it is.
+pub async fn connect(replica: &Replica, host: &Host) -> Result<Arc<Link>, Trouble> {
+    let docker = Docker::connect(&host.endpoint, replica.sql.installation()).await?;
+    let description = docker.describe().await?;
+    let uuid = docker.host_identity(Uuid::new_v4()).await?;
+    let id = replica.sql.register_host(uuid, &description.hostname, &host.endpoint, host.capacity, None).await?;
+    if !description.live_restore {
+        tracing::warn!(endpoint = host.endpoint, "live-restore is off: a restart of this daemon ends every agent on it");
+    }
+    tracing::info!(host = id, endpoint = host.endpoint, %uuid, version = description.version, cpus = description.cpus, "host connected");
+    Ok(host.connected(id, docker))
+}
+
+async fn serve(replica: &Arc<Replica>, host: &Host, silent: &mut bool) -> Result<(), Trouble> {
+    let link = connect(replica, host).await?;
+    *silent = false;
+    // Whatever was due while we were away.
+    replica.wakes.look_at_everything();
+    let mut events = pin!(link.docker.events());
+    let mut orphans = Orphans::default();
+    let mut early: HashMap<Uuid, (Instant, Duration)> = HashMap::new();
+    let mut list = tokio::time::interval(LIST);
+    list.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut listening = true;
+    loop {
+        let retry = early.values().map(|(since, pause)| *since + *pause).min();
+        let retry = async {
+            match retry {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = events.next(), if listening => match event {
+                Some(Ok(event)) => {
+                    // Our own removals say destroy, too; what somebody else removed is found here as well.
+                    if let (EventKind::Die | EventKind::Destroy, Some(agent)) = (event.kind, event.agent) {
+                        early.insert(agent, (Instant::now(), Duration::ZERO));
+                    }
+                }
+                Some(Err(_)) | None => {
+                    listening = false;
+                    list.reset_immediately();
+                }
+            },
+            _ = list.tick() => {
+                if link.keeps.load(Ordering::Acquire) {
+                    pass(replica, &link, &mut orphans).await?;
+                } else {
+                    link.docker.ping().await?;
+                }
+                if !listening {
+                    events.set(link.docker.events());
+                    listening = true;
+                }
+            }
+            () = retry => deaths(replica, &link, &mut early).await?,
+        }
+    }
+}
+
+/// Looks at agents whose containers are said to have died.
+async fn deaths(replica: &Arc<Replica>, link: &Arc<Link>, early: &mut HashMap<Uuid, (Instant, Duration)>) -> Result<(), Trouble> {
+    let now = Instant::now();
+    let due: Vec<Uuid> = early.iter().filter(|(_, (since, pause))| *since + *pause <= now).map(|(id, _)| *id).collect();
+    if !link.keeps.load(Ordering::Acquire) {
+        early.clear();
+        return Ok(());
+    }
+    let rows = replica.sql.on_host(link.id, Some(&due)).await?;
+    for id in &due {
+        match rows.iter().find(|(row, _)| row.id == *id) {
+            // Not said to run yet: whoever starts it is about to say so.
+            Some((row, _)) if row.state == "pending" => {
+                let next = early.get(id).map(|(_, pause)| (*pause * 2).max(Duration::from_millis(20)));
+                match next.filter(|pause| *pause <= EARLY_DEATH) {
+                    Some(pause) => early.insert(*id, (now, pause)),
+                    None => early.remove(id),
+                };
+            }
+            Some((row, false)) => {
+                early.remove(id);
+                judge_later(replica, link, row.clone());
+            }
+            // In somebody's hands, or ended.
+            Some((_, true)) | None => {
+                early.remove(id);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Containers without a row, and since when we see them.
+#[derive(Debug, Default)]
+pub struct Orphans {
+    since: HashMap<String, Instant>,
+    reported: HashSet<String>,
+}
+
+impl Orphans {
+    /// Something without a row was seen in the last pass, and is not judged yet.
+    #[must_use]
+    pub fn suspected(&self) -> bool {
+        !self.since.is_empty() && self.since.len() > self.reported.len()
+    }
+}
+
+/// What a pass over a host did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Kept {
+    /// Agents whose ends it found.
+    pub ended: usize,
+    /// Orphans that it removed.
+    pub orphans: usize,
+    /// Containers with our label that it left alone.
+    pub reported: usize,
+}
+
+/// Holds the daemon's list against the rows.
+pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphans) -> Result<Kept, Trouble> {
+    // An idle host costs no query: with no row and no container there is nothing to hold against anything.
+    if link.idle.load(Ordering::Acquire) && link.docker.list().await?.is_empty() {
+        return Ok(Kept::default());
+    }
+    // Rows first, then the list: a container that the list lacks was gone after its row was read.
+    let rows = replica.sql.on_host(link.id, None).await?;
+    let listed = link.docker.list().await?;
+    let mut kept = Kept::default();
+    for (row, leased) in &rows {
+        let Some(container) = &row.container_id else { continue };
+        if *leased || row.state == "pending" {
+            continue;
+        }
+        let alive = listed.iter().any(|l| l.id == *container && matches!(l.status, Status::Running | Status::Paused | Status::Restarting));
+        if !alive {
+            kept.ended += 1;
+            judge_later(replica, link, row.clone());
+        }
+    }
+    let strays: Vec<&Listed> = listed.iter().filter(|l| l.agent.is_some_and(|agent| !rows.iter().any(|(row, _)| row.id == agent))).collect();
+    reap(replica, link, &strays, orphans, &mut kept).await?;
+    Ok(kept)
+}
+
+/// Looks at one agent that nobody is at, and finishes it if it has ended.
+fn judge_later(replica: &Arc<Replica>, link: &Arc<Link>, row: Claim) {
+    let (shared, link) = (Arc::clone(replica), Arc::clone(link));
+    replica.spawn(async move {
+        let name = container_name(row.id);
+        let seen = match link.docker.inspect(row.container_id.as_deref().unwrap_or(&name)).await {
+            Ok(seen) => Seen::of(seen),
+            // Not gone: not known.
+            Err(_) => {
+                shared.metrics.docker_errors.inc();
+                return;
+            }
+        };
+        // Only an end is ours to act on: every other step needs the lease.
+        if let Action::End(facts, container) = reconcile(&row, &seen)
+            && let Err(error) = finish::end(&shared, &link, &row, facts, container.as_deref()).await
+        {
+            tracing::warn!(agent.id = %row.id, %error, "a finish was cut short; its lease brings it back");
+        }
+    });
+}
+
+/// Removes orphans: our name, our labels, an agent that is known and has no live row, seen for a grace. Anything else with our
+/// label is reported, and ended only when it is older than the longest life that its label allows.
+async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: &mut Orphans, kept: &mut Kept) -> Result<(), Trouble> {
+    orphans.since.retain(|id, _| strays.iter().any(|stray| stray.id == *id));
+    orphans.reported.retain(|id| strays.iter().any(|stray| stray.id == *id));
+    if strays.is_empty() {
+        return Ok(());
+    }
+    let now = Instant::now();
+    let agents: Vec<Uuid> = strays.iter().filter_map(|stray| stray.agent).collect();
+    // Asked after the list, of a database that is certainly ours, or not answered at all.
+    let known = replica.sql.known(&agents).await?;
+    for stray in strays {
+        let Some(agent) = stray.agent else { continue };
+        let Some((_, known, live)) = known.iter().find(|(id, _, _)| *id == agent) else { continue };
+        if *live {
+            orphans.since.remove(&stray.id);
+            continue;
+        }
+        let since = *orphans.since.entry(stray.id.clone()).or_insert(now);
+        let ours = stray.names.contains(&container_name(agent));
+        let allowed = if *known && ours { ORPHAN_GRACE } else { longest_life(stray) };
+        if now.duration_since(since) < allowed {
+            if !(*known && ours) {
+                kept.reported += 1;
+                if orphans.reported.insert(stray.id.clone()) {
+                    tracing::warn!(container = stray.id, agent.id = %agent, "a container with our label that we do not know; left until its longest life is over");
+                }
+            }
+            continue;
+        }
+        tracing::warn!(container = stray.id, agent.id = %agent, known, "removing an orphan");
+        match link.docker.remove(&stray.id).await {
+            Ok(()) => {
+                replica.metrics.orphans.inc();
+                kept.orphans += 1;
+            }
+            Err(error) => tracing::warn!(container = stray.id, %error, "an orphan cannot be removed; trying again"),
+        }
+    }
+    Ok(())
+}
+
+/// What the label allows, counted here from when we first saw it: never too early. Without a label, for ever.
+fn longest_life(stray: &Listed) -> Duration {
+    stray
+        .labels
+        .get(crate::docker::LABEL_LONGEST_LIFE)
+        .and_then(|seconds| seconds.parse().ok())
+        .map_or(Duration::MAX, Duration::from_secs)
+}

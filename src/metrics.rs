@@ -1,0 +1,43 @@
+//! What this replica counts, in Prometheus' terms. No agent's id is ever a label.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Counters of one replica.
+#[derive(Debug, Default, Clone)]
+pub struct Metrics {
+    /// Agents placed on a host by this replica.
+    pub placed: Counter,
+    /// Containers that it saw running.
+    pub started: Counter,
+    /// Stop signals and SIGKILLs that it sent.
+    pub signals: Counter,
+    /// Outcomes that it wrote.
+    pub ended: Counter,
+    /// Writes that found their lease lost.
+    pub leases_lost: Counter,
+    /// Orphaned containers that it removed.
+    pub orphans: Counter,
+    /// Calls to Docker that failed.
+    pub docker_errors: Counter,
+    /// Passes of a loop that the database cut short.
+    pub database_errors: Counter,
+    /// 1 while notifications reach it.
+    pub listening: Gauge,
+}
+
+impl Metrics {
+    /// Registers every counter under its public name.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("sundown_placed", "Agents placed on a host by this replica", self.placed.clone());
+        registry.register("sundown_started", "Containers that this replica saw running", self.started.clone());
+        registry.register("sundown_signals", "Stop signals and SIGKILLs that this replica sent", self.signals.clone());
+        registry.register("sundown_ended", "Outcomes that this replica wrote", self.ended.clone());
+        registry.register("sundown_leases_lost", "Writes that found their lease lost", self.leases_lost.clone());
+        registry.register("sundown_orphans", "Orphaned containers that this replica removed", self.orphans.clone());
+        registry.register("sundown_docker_errors", "Calls to Docker that failed", self.docker_errors.clone());
+        registry.register("sundown_database_errors", "Passes of a loop that the database cut short", self.database_errors.clone());
+        registry.register("sundown_listening", "1 while notifications reach this replica", self.listening.clone());
+    }
+}

@@ -1,0 +1,169 @@
+//! Brings a database up to this release: tables by versioned migrations, functions by applying the files of `sql/functions` again.
+//!
+//! Guarantees: any number of replicas may start together on an empty database, for one of them works while the others poll for the
+//! lock; an older release starts on a newer schema and leaves it as it is; a start that has nothing to do takes no lock at all.
+
+use std::time::Duration;
+
+use refinery::embed_migrations;
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+use tokio_postgres::{Client, Config, NoTls};
+
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::serve::{self, Fatal};
+use crate::sql::Sql;
+
+embed_migrations!("migrations");
+
+macro_rules! functions {
+    ($($file:literal),* $(,)?) => {
+        /// The SQL door and the guards, in the order in which they are applied.
+        const FUNCTIONS: &[&str] = &[$(include_str!(concat!("../sql/functions/", $file, ".sql"))),*];
+    };
+}
+
+functions!(
+    "01_uuidv7", "02_written_once", "03_live_guard", "04_upkeep", "05_wake", "06_submit", "07_end_unplaced", "08_terminate", "09_extend",
+    "10_record", "11_adopt", "12_forget_host",
+);
+
+/// How long to wait for another replica that migrates.
+const PATIENCE: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_millis(100);
+/// Held by the one that migrates. A session lock: it goes with its connection, whatever dies.
+const LOCK: &str = "select pg_try_advisory_lock(hashtextextended('sundown migrate', 0))";
+
+/// Migrates over a direct connection. With `always`, functions are applied even if nothing seems to have changed.
+///
+/// # Errors
+/// Unavailable when the database cannot be reached or another migration does not end; internal when a migration fails.
+pub async fn migrate(config: &Config, always: bool) -> Result<(), Error> {
+    let connect = tokio::time::timeout(Duration::from_secs(5), config.connect(NoTls)).await;
+    let (mut client, connection) = connect.map_err(|_elapsed| Error::Unavailable("no connection in time".to_owned()))??;
+    let driver = tokio::spawn(connection);
+    let result = with(&mut client, always).await;
+    drop(client);
+    let _closed = driver.await;
+    result
+}
+
+/// `sundown migrate`: migrates, applies the functions again, and writes the settings that were given.
+///
+/// # Errors
+/// As [`migrate`], or a setting out of bounds.
+pub async fn run(config: &crate::config::Migrate) -> Result<(), Fatal> {
+    let Some((pooled, direct)) = config.database.addresses().map_err(Fatal::Usage)? else {
+        return Err(Fatal::Usage("migrate needs a database: set SUNDOWN_DATABASE_URL".to_owned()));
+    };
+    migrate(&direct, true).await?;
+    let sql = Sql::new(&pooled, 1, Duration::from_secs(5))?;
+    serve::settings(&sql, config.settings).await
+}
+
+/// `sundown adopt`: binds this database to its installation, or to a new one. Answers the installation.
+///
+/// # Errors
+/// Unavailable, or not migrated.
+pub async fn adopt(config: &Config, as_new: bool) -> Result<Uuid, Error> {
+    let (client, connection) = config.connect(NoTls).await?;
+    let driver = tokio::spawn(connection);
+    let row = client.query_one("select sundown.adopt($1)", &[&as_new]).await;
+    drop(client);
+    let _closed = driver.await;
+    Ok(row?.get(0))
+}
+
+async fn with(client: &mut Client, always: bool) -> Result<(), Error> {
+    if !always && Standing::of(client).await?.is_current() {
+        return Ok(());
+    }
+    let give_up = Instant::now() + PATIENCE;
+    // Polled, not waited for: a session that waits for a lock holds a snapshot, and the holder may have to wait for that.
+    while !client.query_one(LOCK, &[]).await?.get::<_, bool>(0) {
+        if Instant::now() > give_up {
+            return Err(Error::Unavailable(format!("another replica has been migrating for {PATIENCE:?}; look for a session that holds locks")));
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+    let standing = Standing::of(client).await?;
+    if standing.is_newer() {
+        tracing::warn!(release = env!("CARGO_PKG_VERSION"), database = standing.release, "the database is newer than this release; left as it is");
+        return Ok(());
+    }
+    if !always && standing.is_current() {
+        return Ok(());
+    }
+    client.batch_execute("set lock_timeout = '5s'; create schema if not exists sundown").await?;
+    let mut runner = migrations::runner().set_abort_missing(false);
+    runner.set_migration_table_name("sundown.migration");
+    let report = runner.run_async(client).await.map_err(|error| Error::Internal(format!("a migration failed: {error}")))?;
+    for applied in report.applied_migrations() {
+        tracing::info!(version = applied.version(), name = applied.name(), "migrated");
+    }
+    apply_functions(client).await
+}
+
+/// All functions, the installation and the first partitions, in one transaction: nobody sees half of them.
+async fn apply_functions(client: &mut Client) -> Result<(), Error> {
+    let transaction = client.transaction().await?;
+    for file in FUNCTIONS {
+        transaction.batch_execute(file).await?;
+    }
+    transaction.batch_execute("select sundown.adopt() where not exists (select from sundown.installation); select sundown.upkeep()").await?;
+    transaction
+        .execute("update sundown.installation set release = $1, fingerprint = $2", &[&env!("CARGO_PKG_VERSION"), &fingerprint()])
+        .await?;
+    Ok(transaction.commit().await?)
+}
+
+/// Where a database stands, against this release.
+struct Standing {
+    version: i32,
+    release: String,
+    fingerprint: String,
+}
+
+impl Standing {
+    async fn of(client: &Client) -> Result<Self, Error> {
+        let empty = Self { version: 0, release: "0.0.0".to_owned(), fingerprint: String::new() };
+        let tables = "select to_regclass('sundown.migration') is not null and to_regclass('sundown.installation') is not null";
+        if !client.query_one(tables, &[]).await?.get::<_, bool>(0) {
+            return Ok(empty);
+        }
+        let version = client.query_one("select coalesce(max(version), 0)::int4 from sundown.migration", &[]).await?.get(0);
+        let row = client.query_opt("select release, fingerprint from sundown.installation", &[]).await?;
+        Ok(match row {
+            Some(row) => Self { version, release: row.get(0), fingerprint: row.get(1) },
+            None => Self { version, ..empty },
+        })
+    }
+
+    fn is_current(&self) -> bool {
+        self.is_newer() || (self.version == newest() && self.fingerprint == fingerprint())
+    }
+
+    /// Written by a later release than this one.
+    fn is_newer(&self) -> bool {
+        self.version > newest() || release(&self.release) > release(env!("CARGO_PKG_VERSION"))
+    }
+}
+
+/// The version of the newest migration that this release knows.
+fn newest() -> i32 {
+    migrations::runner().get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
+}
+
+fn release(text: &str) -> Vec<u64> {
+    text.split('.').map(|part| part.parse().unwrap_or(0)).collect()
+}
+
+fn fingerprint() -> String {
+    let mut digest = Sha256::new();
+    for file in FUNCTIONS {
+        digest.update(file);
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

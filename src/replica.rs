@@ -1,0 +1,174 @@
+//! This process, as its loops see it: its number, its questions to Postgres, the hosts within reach, its lanes. Decides nothing.
+//!
+//! Guarantees: a task in a lane that panics breaks the replica instead of vanishing; whatever was shared here was shared as a
+//! wake-up or is a fact about this process, never a fact about an agent.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::docker::Docker;
+use crate::metrics::Metrics;
+use crate::sql::Sql;
+use crate::wake::Wakes;
+
+/// How long a stop is leased. Short, for repeating a signal is harmless and a dead replica must not delay an end.
+pub const STOP_LEASE: Duration = Duration::from_secs(2);
+/// How long the clean-up after an end is leased; by then the process is dead, and only the record waits.
+pub const FINISH_LEASE: Duration = Duration::from_secs(6);
+/// How far behind a host's keeper everybody else looks.
+pub const LAG: Duration = Duration::from_millis(250);
+/// Clean-ups (inspect, log, remove) at once on one host. Beyond the daemon's own parallelism they only get in the way of kills.
+const CLEANUPS: usize = 8;
+
+/// One replica.
+pub struct Replica {
+    /// The questions of the loops.
+    pub sql: Sql,
+    /// Wake-ups.
+    pub wakes: Wakes,
+    /// What this replica counts.
+    pub metrics: Metrics,
+    /// The Docker endpoints that it serves.
+    pub hosts: Vec<Arc<Host>>,
+    /// How long a start is leased.
+    pub start_lease: Duration,
+    /// The longest time between two looks when no wake-up reaches us.
+    pub poll: Duration,
+    /// Set when claims are to stop.
+    pub stop: CancellationToken,
+    /// Set when a task broke.
+    pub broken: CancellationToken,
+    /// Notifications reach us.
+    pub listening: AtomicBool,
+    /// The database answered the last tick.
+    pub database: AtomicBool,
+    id: AtomicI32,
+    lanes: TaskTracker,
+}
+
+impl Replica {
+    /// A replica that has a number already.
+    #[must_use]
+    pub fn new(sql: Sql, id: i32, hosts: Vec<Arc<Host>>, start_lease: Duration, poll: Duration) -> Self {
+        Self {
+            sql,
+            wakes: Wakes::default(),
+            metrics: Metrics::default(),
+            hosts,
+            start_lease,
+            poll,
+            stop: CancellationToken::new(),
+            broken: CancellationToken::new(),
+            listening: AtomicBool::new(false),
+            database: AtomicBool::new(true),
+            id: AtomicI32::new(id),
+            lanes: TaskTracker::new(),
+        }
+    }
+
+    /// Our number in `sundown.replica`.
+    pub fn id(&self) -> i32 {
+        self.id.load(Ordering::Acquire)
+    }
+
+    /// We were forgotten while the database was away, and have a new number.
+    pub fn renumber(&self, id: i32) {
+        self.id.store(id, Ordering::Release);
+    }
+
+    /// The hosts whose daemons answer.
+    pub fn reachable(&self) -> Vec<Arc<Link>> {
+        self.hosts.iter().filter_map(|host| host.link()).collect()
+    }
+
+    /// The link to a host, if its daemon answers.
+    pub fn link(&self, host: i32) -> Option<Arc<Link>> {
+        self.hosts.iter().filter_map(|h| h.link()).find(|link| link.id == host)
+    }
+
+    /// Runs a piece of work beside the loops. A panic in it breaks the replica: a lane that silently lost work must not live on.
+    pub fn spawn(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
+        let broken = self.broken.clone();
+        let task = tokio::spawn(work);
+        self.lanes.spawn(async move {
+            if task.await.is_err_and(|error| error.is_panic()) {
+                broken.cancel();
+            }
+        });
+    }
+
+    /// Waits until the work in hand is done, at most so long. False: some of it is not.
+    pub async fn drained(&self, patience: Duration) -> bool {
+        self.lanes.close();
+        let done = tokio::time::timeout(patience, self.lanes.wait()).await.is_ok();
+        self.lanes.reopen();
+        done
+    }
+}
+
+/// A Docker endpoint that this replica serves.
+#[derive(Debug)]
+pub struct Host {
+    /// As configured.
+    pub endpoint: String,
+    /// How many agents it may carry.
+    pub capacity: i32,
+    /// How many starts at once.
+    pub starts: usize,
+    link: RwLock<Option<Arc<Link>>>,
+}
+
+/// A host whose daemon answers.
+#[derive(Debug)]
+pub struct Link {
+    /// Its number in `sundown.host`.
+    pub id: i32,
+    /// Its daemon.
+    pub docker: Docker,
+    /// Starts: few, for two saturate two cores.
+    pub starts: Arc<Semaphore>,
+    /// Clean-ups, in a lane of their own so that they never hold up a kill.
+    pub cleanups: Semaphore,
+    /// We are its keeper, as of the last tick.
+    pub keeps: AtomicBool,
+    /// Nothing lives there, as of the last tick.
+    pub idle: AtomicBool,
+}
+
+impl Host {
+    /// An endpoint that has not been reached yet.
+    #[must_use]
+    pub fn new(endpoint: String, capacity: i32, starts: usize) -> Self {
+        Self { endpoint, capacity, starts, link: RwLock::new(None) }
+    }
+
+    /// The link, if its daemon answers.
+    pub fn link(&self) -> Option<Arc<Link>> {
+        self.link.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Its daemon answers.
+    pub fn connected(&self, id: i32, docker: Docker) -> Arc<Link> {
+        let link = Arc::new(Link {
+            id,
+            docker,
+            starts: Arc::new(Semaphore::new(self.starts)),
+            cleanups: Semaphore::new(CLEANUPS),
+            keeps: AtomicBool::new(false),
+            idle: AtomicBool::new(false),
+        });
+        *self.link.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
+        link
+    }
+
+    /// Its daemon does not answer.
+    pub fn lost(&self) {
+        *self.link.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}

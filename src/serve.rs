@@ -1,0 +1,217 @@
+//! Puts a replica together, and takes it apart again in the right order.
+//!
+//! Guarantees: a process that serves HTTP without its loops does not exist: one loop that ends takes the others with it; readiness
+//! goes first, then claims stop, then the work in hand is finished or its leases returned, then the streams end.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_postgres::Config;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Docker, Serve, Settings, Span};
+use crate::embedded::{Embedded, EmbeddedError};
+use crate::error::Error;
+use crate::replica::{Host, Replica};
+use crate::sql::Sql;
+use crate::{http, keeper, launcher, listen, migrate, notifier, sweeper, upkeep};
+
+/// Connections of the loops: a claim, a tick and a few finishes at once; finishes queue for them in microseconds.
+const LOOP_CONNECTIONS: usize = 6;
+/// Connections of http, so that neither starves the other.
+const HTTP_CONNECTIONS: usize = 8;
+/// How long a statement of a loop may take.
+const LOOP_BOUND: Duration = Duration::from_secs(5);
+/// How long a statement of http may take: an answer is promised within 2 s.
+const HTTP_BOUND: Duration = Duration::from_millis(1500);
+/// How long a start waits for a database that does not answer yet.
+const STARTUP: Duration = Duration::from_secs(30);
+
+/// What ends a process, named by its exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// Something that was asked for is wrong: exit code 64.
+    #[error("{0}")]
+    Usage(String),
+    /// Something that is needed does not answer: exit code 69.
+    #[error("{0}")]
+    Unavailable(String),
+    /// A defect: exit code 70.
+    #[error("{0}")]
+    Internal(String),
+    /// The database is not ours to act on: exit code 78.
+    #[error("{0}")]
+    NotOurs(String),
+}
+
+impl From<Error> for Fatal {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Refused(refusal) => Self::Usage(format!("{}: {}. {}", refusal.code, refusal.message, refusal.hint)),
+            Error::Unavailable(_) => Self::Unavailable(error.to_string()),
+            Error::Internal(_) => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+impl From<EmbeddedError> for Fatal {
+    fn from(error: EmbeddedError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+/// Serves until `shutdown`, or until a loop breaks.
+///
+/// # Errors
+/// What made the start impossible, or which loop broke.
+pub async fn run(config: Serve, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Fatal> {
+    let (pooled, direct, embedded) = match config.database.addresses().map_err(Fatal::Usage)? {
+        Some((pooled, direct)) => (pooled, direct, None),
+        None => {
+            let embedded = crate::embedded::start(&config.database.data_dir()).await?;
+            let address = crate::config::tuned(embedded.config());
+            (address.clone(), address, Some(embedded))
+        }
+    };
+    let result = serve(&config, &pooled, &direct, listener, shutdown).await;
+    if let Some(embedded) = embedded {
+        stop_embedded(embedded).await;
+    }
+    result
+}
+
+async fn stop_embedded(embedded: Embedded) {
+    if let Err(error) = embedded.stop().await {
+        tracing::warn!(%error, "the private Postgres did not stop");
+    }
+}
+
+async fn serve(config: &Serve, pooled: &Config, direct: &Config, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Fatal> {
+    if !config.no_migrate {
+        migrate_when_it_answers(direct).await?;
+    }
+    let sql = installation(pooled, LOOP_CONNECTIONS, LOOP_BOUND).await?;
+    settings(&sql, config.settings).await?;
+    let door = Sql::new(pooled, HTTP_CONNECTIONS, HTTP_BOUND)?;
+    door.expect(sql.installation());
+
+    let id = sql.register_replica(&sweeper::replica_name(), env!("CARGO_PKG_VERSION"), None).await?;
+    let replica = Arc::new(Replica::new(sql, id, hosts(&config.docker), config.docker.lease.0, config.poll.0));
+    tracing::info!(replica = id, installation = %replica.sql.installation(), address = %listener.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string()), "serving");
+
+    let mut loops: JoinSet<&'static str> = JoinSet::new();
+    for host in &replica.hosts {
+        loops.spawn(named("keeper", keeper::run(Arc::clone(&replica), Arc::clone(host))));
+    }
+    loops.spawn(named("launcher", launcher::run(Arc::clone(&replica))));
+    loops.spawn(named("sweeper", sweeper::run(Arc::clone(&replica))));
+    loops.spawn(named("listener", listen::run(Arc::clone(&replica), direct.clone())));
+    loops.spawn(named("notifier", notifier::run(Arc::clone(&replica))));
+    loops.spawn(named("upkeep", upkeep::run(Arc::clone(&replica))));
+    let closing = CancellationToken::new();
+    let door = http::Door::new(door, Arc::clone(&replica));
+    loops.spawn(named("http", http::serve(listener, Arc::clone(&door), closing.clone())));
+
+    let broken = tokio::select! {
+        () = shutdown.cancelled() => None,
+        () = replica.broken.cancelled() => Some("a lane of work panicked".to_owned()),
+        ended = loops.join_next() => Some(match ended {
+            Some(Ok(name)) => format!("the {name} loop ended"),
+            Some(Err(error)) => format!("a loop broke: {error}"),
+            None => "there are no loops".to_owned(),
+        }),
+    };
+    door.draining.store(true, Ordering::Release);
+    replica.stop.cancel();
+    if let Some(broken) = broken {
+        // Whatever it had in hand comes due again; a replica that has lost a loop must not be trusted to tidy up.
+        return Err(Fatal::Internal(format!("{broken}; ending, so that nothing runs without it")));
+    }
+    drain(&replica, config.drain).await;
+    closing.cancel();
+    let _ended = tokio::time::timeout(Duration::from_secs(5), async { while loops.join_next().await.is_some() {} }).await;
+    Ok(())
+}
+
+/// Finishes the work in hand, or gives its leases back.
+async fn drain(replica: &Arc<Replica>, patience: Span) {
+    tracing::info!("draining: no more claims");
+    if !replica.drained(patience.0).await {
+        tracing::warn!("work in hand is not finished; its leases are returned");
+    }
+    match replica.sql.leave(replica.id(), None).await {
+        Ok(given_back) => tracing::info!(given_back, "drained"),
+        Err(error) => tracing::warn!(%error, "leases could not be returned; they run out"),
+    }
+}
+
+async fn named(name: &'static str, work: impl Future<Output = ()>) -> &'static str {
+    work.await;
+    name
+}
+
+/// A database that is just starting is waited for.
+async fn migrate_when_it_answers(direct: &Config) -> Result<(), Fatal> {
+    let give_up = tokio::time::Instant::now() + STARTUP;
+    loop {
+        match migrate::migrate(direct, false).await {
+            Err(Error::Unavailable(error)) if tokio::time::Instant::now() < give_up => {
+                tracing::warn!(error, "the database does not answer yet; trying again");
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Connects to a migrated database that is ours.
+///
+/// # Errors
+/// When it is not migrated, or a copy that nobody adopted.
+pub async fn installation(config: &Config, connections: usize, bound: Duration) -> Result<Sql, Fatal> {
+    let sql = Sql::new(config, connections, bound)?;
+    let identity = match sql.identity().await {
+        Err(Error::Internal(_)) | Ok(None) => {
+            return Err(Fatal::NotOurs("the database is not migrated: run `sundown migrate`".to_owned()));
+        }
+        identity => identity?,
+    };
+    match identity {
+        Some((installation, true)) => {
+            sql.expect(installation);
+            Ok(sql)
+        }
+        _ => Err(Fatal::NotOurs(
+            "this database is a copy of the one that its installation is bound to, or a standby. If the original is gone, run \
+             `sundown adopt`; to run this copy beside it, `sundown adopt --new`"
+                .to_owned(),
+        )),
+    }
+}
+
+/// Writes what this start was told about the installation.
+pub(crate) async fn settings(sql: &Sql, settings: Settings) -> Result<(), Fatal> {
+    let seconds = |span: Option<Span>| span.map(|span| span.0.as_secs_f64());
+    let (ttl, max, kept, logs) = (seconds(settings.default_ttl), seconds(settings.max_ttl), seconds(settings.retention), seconds(settings.log_retention));
+    if ttl.or(max).or(kept).or(logs).is_none() {
+        return Ok(());
+    }
+    let written = sql.settings(ttl, max, kept, logs).await.map_err(|error| match error {
+        Error::Internal(_) => Fatal::Usage("the default ttl must not be above the longest (SUNDOWN_DEFAULT_TTL, SUNDOWN_MAX_TTL)".to_owned()),
+        other => other.into(),
+    })?;
+    if let Some((default_ttl_s, max_ttl_s)) = written {
+        tracing::info!(default_ttl_s, max_ttl_s, "settings of the installation written");
+    }
+    Ok(())
+}
+
+/// The hosts to serve; none of them reached yet.
+pub(crate) fn hosts(docker: &Docker) -> Vec<Arc<Host>> {
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let starts = if docker.starts == 0 { cores } else { usize::from(docker.starts) };
+    docker.endpoints().into_iter().map(|endpoint| Arc::new(Host::new(endpoint, docker.capacity, starts))).collect()
+}

@@ -1,0 +1,324 @@
+//! Ends agents: claims what is due, at its exact instant, and takes each step of a stop.
+//!
+//! The claim itself decides that a deadline has passed and commits the intent; the step that follows tells Docker. Signal, grace and
+//! SIGKILL are three claims or two, and nobody waits in between. Must not know how an agent started, nor conclude anything from time.
+//!
+//! On time, without a herd: a host's keeper sleeps to that host's exact next `due_at`; everybody else comes 250 ms later.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use crate::docker::{DockerError, Signal, Signalled, container_name};
+use crate::error::Error;
+use crate::failpoint;
+use crate::finish;
+use crate::launcher;
+use crate::reconcile::{Action, Seen, reconcile};
+use crate::replica::{LAG, Link, Replica, STOP_LEASE};
+use crate::sql::work::Claim;
+
+/// How long a keeper keeps a host without renewing.
+pub const KEEPER_LEASE: Duration = Duration::from_secs(10);
+/// With working wake-ups the tick only has to renew leases and catch what a wake-up missed.
+const RELAXED: f64 = 2.5;
+/// The most that one claim takes from a host; a literal in its statement.
+const BATCH: usize = 100;
+/// After a claim that found its due rows in somebody else's hands.
+const LOCKED_PAUSE: Duration = Duration::from_millis(50);
+/// The longest such pause: a row that a user holds must not delay the rows behind it by more.
+const LOCKED_PAUSE_MAX: Duration = Duration::from_millis(250);
+
+/// What a replica knows of when it is needed; nothing of it decides an end.
+pub struct Sweeper {
+    replica: Arc<Replica>,
+    /// When each host is needed next.
+    due: HashMap<i32, Instant>,
+    next_tick: Instant,
+    low: Option<SystemTime>,
+    /// When the next look below the low watermark is allowed, and how long the last one took.
+    full_at: Instant,
+    locked_pause: Duration,
+    /// The database did not answer the last time.
+    away: bool,
+}
+
+/// Sweeps until told to stop.
+pub async fn run(replica: Arc<Replica>) {
+    let mut sweeper = Sweeper::new(replica);
+    while !sweeper.replica.stop.is_cancelled() {
+        let wait = match sweeper.pass().await {
+            Ok(()) => {
+                sweeper.away = false;
+                sweeper.wait()
+            }
+            Err(error) => {
+                if !sweeper.away {
+                    tracing::warn!(%error, "sweeping failed; trying again");
+                }
+                sweeper.away = true;
+                sweeper.replica.database.store(false, Ordering::Release);
+                sweeper.replica.metrics.database_errors.inc();
+                sweeper.replica.wakes.look_at_everything();
+                sweeper.next_tick = Instant::now();
+                Duration::from_millis(200)
+            }
+        };
+        // An answer that failed is not asked again at once, whoever wakes us.
+        if sweeper.away {
+            tokio::time::sleep(wait).await;
+            continue;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = sweeper.replica.wakes.sweeper.notified() => {}
+            () = sweeper.replica.stop.cancelled() => {}
+        }
+    }
+}
+
+impl Sweeper {
+    fn new(replica: Arc<Replica>) -> Self {
+        let now = Instant::now();
+        Self { replica, due: HashMap::new(), next_tick: now, low: None, full_at: now, locked_pause: LOCKED_PAUSE, away: false }
+    }
+
+    /// How long nobody needs us, unless something wakes us.
+    fn wait(&self) -> Duration {
+        let now = Instant::now();
+        let links = self.replica.reachable();
+        let soonest = links.iter().filter_map(|link| Some(*self.due.get(&link.id)? + lag(link)));
+        let soonest = soonest.chain(self.replica.wakes.next_alarm()).chain([self.next_tick]).min().unwrap_or(now);
+        soonest.saturating_duration_since(now)
+    }
+
+    async fn pass(&mut self) -> Result<(), Error> {
+        let full = self.replica.wakes.take_full();
+        let rang = self.replica.wakes.ring(Instant::now());
+        if full || Instant::now() >= self.next_tick {
+            self.tick(full).await?;
+        }
+        let now = Instant::now();
+        let mut hosts = Vec::new();
+        for link in self.replica.reachable() {
+            // An alarm is our own knowledge of an instant that its keeper may not have.
+            let lag = if rang || full { Duration::ZERO } else { lag(&link) };
+            let due = self.due.get(&link.id).is_some_and(|due| *due + lag <= now);
+            if full || rang || due {
+                hosts.push((link.id, lag.as_secs_f64()));
+            }
+        }
+        if hosts.is_empty() {
+            return Ok(());
+        }
+        let low = if full { None } else { self.low };
+        let claimed = self.replica.sql.claim_due(&hosts, self.replica.id(), low, self.replica.start_lease, STOP_LEASE, None).await?;
+        failpoint::hit("sweep.claimed");
+        let count = claimed.len();
+        for row in claimed {
+            take(&self.replica, row);
+        }
+        self.look_ahead(&hosts, low, count, full).await
+    }
+
+    /// Says that we are here, and learns when we are needed.
+    async fn tick(&mut self, full: bool) -> Result<(), Error> {
+        let replica = Arc::clone(&self.replica);
+        let links = replica.reachable();
+        let hosts: Vec<i32> = links.iter().map(|link| link.id).collect();
+        let listening = replica.listening.load(Ordering::Acquire);
+        let started = Instant::now();
+        let look_below = full || started >= self.full_at;
+        let low = if look_below { None } else { self.low };
+        let ticks = replica.sql.tick(replica.id(), &hosts, KEEPER_LEASE, listening, low, None).await?;
+        if look_below {
+            // What a held snapshot makes slow is asked for seldom.
+            self.full_at = started + (started.elapsed() * 20).max(Duration::from_secs(5));
+        }
+        replica.database.store(true, Ordering::Release);
+        let pace = if listening { RELAXED } else { 1.0 };
+        self.next_tick = started + replica.poll.mul_f64(pace);
+        let now = Instant::now();
+        for tick in &ticks {
+            if !tick.alive {
+                let id = replica.sql.register_replica(&replica_name(), env!("CARGO_PKG_VERSION"), None).await?;
+                replica.renumber(id);
+                self.next_tick = now;
+                return Ok(());
+            }
+            self.low = Some(tick.low);
+            if tick.host == 0 {
+                if tick.due_in.is_some_and(|due| due <= 0.0) {
+                    replica.wakes.launcher.notify_one();
+                }
+                if tick.impatient_in.is_some_and(|due| due <= 0.0) && replica.sql.expire_waiting(None).await? > 0 {
+                    self.next_tick = now;
+                } else if let Some(due) = tick.impatient_in.filter(|due| *due < replica.poll.as_secs_f64() * RELAXED) {
+                    self.next_tick = self.next_tick.min(now + Duration::from_secs_f64(due.max(0.01)));
+                }
+                continue;
+            }
+            if let Some(link) = links.iter().find(|link| link.id == tick.host) {
+                link.keeps.store(tick.keeps, Ordering::Release);
+                link.idle.store(look_below && tick.due_in.is_none(), Ordering::Release);
+            }
+            self.learn(tick.host, tick.due_in, now);
+            // Overdue from before the watermark: only a look below it finds that.
+            if look_below && tick.due_in.is_some_and(|due| due < -9.0) {
+                replica.wakes.look_at_everything();
+            }
+        }
+        Ok(())
+    }
+
+    fn learn(&mut self, host: i32, due_in: Option<f64>, now: Instant) {
+        match due_in {
+            Some(seconds) => self.due.insert(host, now + Duration::from_secs_f64(seconds.clamp(0.0, 3600.0))),
+            None => self.due.remove(&host),
+        };
+    }
+
+    /// After a claim: when is each of these hosts needed next?
+    async fn look_ahead(&mut self, hosts: &[(i32, f64)], low: Option<SystemTime>, claimed: usize, full: bool) -> Result<(), Error> {
+        if claimed >= BATCH {
+            // There is more: come back at once.
+            if full {
+                self.replica.wakes.look_at_everything();
+            }
+            self.replica.wakes.sweeper.notify_one();
+            return Ok(());
+        }
+        let ids: Vec<i32> = hosts.iter().map(|(host, _)| *host).collect();
+        let next = self.replica.sql.next_due(&ids, low, None).await?;
+        let now = Instant::now();
+        let lagging: HashMap<i32, f64> = hosts.iter().copied().collect();
+        let mut locked = false;
+        for host in ids {
+            let due_in = next.iter().find(|(id, _)| *id == host).map(|(_, due)| *due);
+            self.learn(host, due_in, now);
+            if due_in.is_some_and(|due| due <= -lagging.get(&host).copied().unwrap_or(0.0)) {
+                // Due, and we did not get it: its row is in other hands.
+                locked = true;
+                self.due.insert(host, now + self.locked_pause);
+            }
+        }
+        self.locked_pause = if locked { (self.locked_pause * 2).min(LOCKED_PAUSE_MAX) } else { LOCKED_PAUSE };
+        Ok(())
+    }
+}
+
+fn lag(link: &Link) -> Duration {
+    if link.keeps.load(Ordering::Acquire) { Duration::ZERO } else { LAG }
+}
+
+/// What this replica is called, for people.
+pub fn replica_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "replica".to_owned())
+}
+
+/// One claim of everything that is due, for a pass without loops. Answers how many rows it took.
+pub async fn claim_once(replica: &Arc<Replica>) -> Result<usize, Error> {
+    let hosts: Vec<(i32, f64)> = replica.reachable().iter().map(|link| (link.id, 0.0)).collect();
+    let claimed = replica.sql.claim_due(&hosts, replica.id(), None, replica.start_lease, STOP_LEASE, None).await?;
+    let count = claimed.len();
+    for row in claimed {
+        take(replica, row);
+    }
+    Ok(count)
+}
+
+/// Takes a claimed row to its next step, in the lane that it belongs to.
+fn take(replica: &Arc<Replica>, row: Claim) {
+    let Some(link) = replica.link(row.host) else { return };
+    if row.state == "pending" && !row.observed {
+        launcher::begin(replica, &link, row, None);
+        return;
+    }
+    let shared = Arc::clone(replica);
+    replica.spawn(async move {
+        let id = row.id;
+        if let Err(error) = step(&shared, &link, row).await {
+            shared.metrics.database_errors.inc();
+            tracing::warn!(agent.id = %id, %error, "a stop was cut short; its lease brings it back");
+        }
+    });
+}
+
+/// The next step of a stop, with the row in our hands.
+async fn step(replica: &Arc<Replica>, link: &Link, mut row: Claim) -> Result<(), Error> {
+    // The intent is committed and the container is known to be ours: kill first, look afterwards.
+    if let (true, false, Some(container)) = (row.killed, row.observed, row.container_id.clone()) {
+        return kill(replica, link, &row, &container).await;
+    }
+    let seen = match look(link, &row).await {
+        Ok(seen) => seen,
+        Err(error) => return finish::try_again(replica, &row, &error).await,
+    };
+    failpoint::hit("stop.looked");
+    match reconcile(&row, &seen) {
+        Action::Signal(container) => {
+            let Some(at_once) = replica.sql.signalling(row.id, row.epoch, STOP_LEASE, None).await? else {
+                replica.metrics.leases_lost.inc();
+                return Ok(());
+            };
+            failpoint::hit("stop.signalling");
+            (row.signalled, row.killed) = (true, at_once);
+            if at_once { kill(replica, link, &row, &container).await } else { signal(replica, link, &row, &container).await }
+        }
+        Action::Kill(container) => kill(replica, link, &row, &container).await,
+        Action::End(facts, container) => finish::end(replica, link, &row, facts, container.as_deref()).await,
+        Action::Finish(container) => finish::remove_and_record(replica, link, &row, container.as_deref()).await,
+        Action::Rest => replica.sql.rest(row.id, row.epoch).await.map(drop),
+        // Steps of a start, for a row that is not pending: reconcile never asks for them.
+        Action::Create | Action::Record(_) | Action::Start(_) | Action::Running(_) | Action::RanAlready(_) => Ok(()),
+    }
+}
+
+async fn look(link: &Link, row: &Claim) -> Result<Seen, DockerError> {
+    let name = container_name(row.id);
+    link.docker.inspect(row.container_id.as_deref().unwrap_or(&name)).await.map(Seen::of)
+}
+
+async fn signal(replica: &Arc<Replica>, link: &Link, row: &Claim, container: &str) -> Result<(), Error> {
+    match link.docker.signal(container, Signal::Term).await {
+        // Also when it was not running any more: its exit is found by its keeper, at the latest when the grace is over.
+        Ok(Signalled::Sent | Signalled::NotRunning | Signalled::Gone) => {}
+        Err(error) => {
+            replica.metrics.docker_errors.inc();
+            tracing::warn!(agent.id = %row.id, %error, "the stop signal may not have arrived; SIGKILL follows after the grace");
+        }
+    }
+    failpoint::hit("stop.signalled");
+    replica.metrics.signals.inc();
+    tracing::info!(agent.id = %row.id, host = row.host, grace_s = row.grace.as_secs_f64(), "stop signal sent");
+    if let Some(due_in) = replica.sql.signalled(row.id, row.epoch, None).await? {
+        replica.wakes.arm(due_in);
+    }
+    Ok(())
+}
+
+async fn kill(replica: &Arc<Replica>, link: &Link, row: &Claim, container: &str) -> Result<(), Error> {
+    failpoint::hit("stop.before_kill");
+    replica.metrics.signals.inc();
+    if let Err(error) = link.docker.signal(container, Signal::Kill).await {
+        return finish::try_again(replica, row, &error).await;
+    }
+    failpoint::hit("stop.killed");
+    // Seen dead within the lease, or looked at again when the lease is over.
+    match link.docker.wait_stopped(container, STOP_LEASE.mul_f32(0.75)).await {
+        Ok(true) => {}
+        Ok(false) => return Ok(()),
+        Err(error) => return finish::try_again(replica, row, &error).await,
+    }
+    let seen = match look(link, row).await {
+        Ok(seen) => seen,
+        Err(error) => return finish::try_again(replica, row, &error).await,
+    };
+    match reconcile(row, &seen) {
+        Action::End(facts, container) => finish::end(replica, link, row, facts, container.as_deref()).await,
+        _ => Ok(()),
+    }
+}
