@@ -12,9 +12,9 @@ TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT_DIR/target}
 PATH=$PATH:/usr/sbin:/sbin
 
 # What tear_down ends.
-WORK='' PG_PID='' PG_PORT='' PG_PASSWORD='' DOCKERD_PID='' DOCKER_BRIDGE='' IMAGE='' IMAGE_IS_OURS='' HAPROXY_PID=''
+WORK='' PG_PID='' PG_PORT='' PG_PASSWORD='' DOCKERD_PID='' DOCKER_BRIDGE='' IMAGE='' IMAGE_IS_OURS='' HAPROXY_PID='' EVENTS_PID=''
 REPLICA_PIDS=()
-STATE_VARIABLES=(WORK PG_PID PG_PORT PG_PASSWORD DOCKERD_PID DOCKER_BRIDGE IMAGE IMAGE_IS_OURS HAPROXY_PID REPLICA_PIDS DOCKER_HOST)
+STATE_VARIABLES=(WORK PG_PID PG_PORT PG_PASSWORD DOCKERD_PID DOCKER_BRIDGE IMAGE IMAGE_IS_OURS HAPROXY_PID EVENTS_PID REPLICA_PIDS DOCKER_HOST)
 DOCKER_HOST=${DOCKER_HOST:-unix:///var/run/docker.sock}
 
 say() { printf '%s\n' "$*" >&2; }
@@ -126,11 +126,15 @@ install_missing() {
 spawn() {
     local log=$1
     shift
-    setsid "$@" >>"$log" 2>&1 </dev/null &
+    STANDS_ON=$WORK setsid "$@" >>"$log" 2>&1 </dev/null &
 }
 
-is_alive() { [ -n "$1" ] && as_root_for "$1" kill -0 "$1" 2>/dev/null; }
-is_gone() { ! is_alive "$1" || [ "$(ps -o stat= -p "$1" 2>/dev/null | cut -c1)" = Z ]; }
+# Alive, and one of those that spawn started: its id may be another process's by the time that we come to end it.
+# Postgres overwrites its environment and sudo clears it, but both leave a command line with $WORK in it.
+is_alive() {
+    [ -n "$1" ] && [ -n "$WORK" ] && cat "/proc/$1/cmdline" "/proc/$1/environ" 2>/dev/null | grep -qaF "$WORK"
+}
+is_gone() { ! is_alive "$1"; }
 
 # Processes that sudo started are not ours to signal.
 as_root_for() {
@@ -191,21 +195,28 @@ start_postgres() {
 
 pg_url() { echo "postgresql://sundown:$PG_PASSWORD@127.0.0.1:$PG_PORT/$1"; }
 postgres_answers() { sql postgres 'select 1' >/dev/null 2>&1; }
-# sql DATABASE STATEMENT: rows only, tab between columns.
-sql() { psql "$(pg_url "$1")" -XAtq -F $'\t' -v ON_ERROR_STOP=1 -c "$2"; }
+# sql DATABASE STATEMENTS: rows only, tab between columns. By standard input: then each statement is on its own.
+sql() { psql "$(pg_url "$1")" -XAtq -F $'\t' -v ON_ERROR_STOP=1 -f - <<<"$2"; }
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Docker
 
-# docker_api METHOD PATH [CURL ARGUMENTS...]: the daemon's own interface, which needs no client of a fitting version.
-docker_api() {
-    local method=$1 path=$2
-    shift 2
+# docker_request METHOD PATH: fills REQUEST with the command that asks the daemon's own interface, which needs no client
+# of a fitting version.
+docker_request() {
+    REQUEST=(curl -sS --fail-with-body -X "$1")
     case $DOCKER_HOST in
-    unix://*) curl -sS --fail-with-body --unix-socket "${DOCKER_HOST#unix://}" -X "$method" "http://docker$path" "$@" ;;
-    tcp://*) curl -sS --fail-with-body -X "$method" "http://${DOCKER_HOST#tcp://}$path" "$@" ;;
+    unix://*) REQUEST+=(--unix-socket "${DOCKER_HOST#unix://}" "http://docker$2") ;;
+    tcp://*) REQUEST+=("http://${DOCKER_HOST#tcp://}$2") ;;
     *) refuse "DOCKER_HOST=$DOCKER_HOST is neither unix:// nor tcp://" ;;
     esac
+}
+
+# docker_api METHOD PATH [CURL ARGUMENTS...]
+docker_api() {
+    docker_request "$1" "$2"
+    shift 2
+    "${REQUEST[@]}" "$@"
 }
 
 docker_answers() { [ "$(docker_api GET /_ping 2>/dev/null)" = OK ]; }
@@ -300,6 +311,7 @@ tear_down() {
     set +e
     local pid
     end "$HAPROXY_PID" TERM
+    end "$EVENTS_PID" TERM
     for pid in "${REPLICA_PIDS[@]}"; do
         end "$pid" TERM
     done
