@@ -41,7 +41,7 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         if let Some(pid) = postmaster(&self.data()) {
             let _ = kill(pid, Signal::SIGQUIT);
-            while kill(pid, None).is_ok() {
+            while postmaster(&self.data()).is_some() {
                 std::thread::yield_now();
             }
         }
@@ -75,24 +75,15 @@ async fn from_nothing_to_a_second_start(dir: &Path) {
     assert_eq!(one_text(&client, "show full_page_writes").await, "on");
     assert_eq!(one_text(&client, "show listen_addresses").await, "");
     assert_eq!(one_text(&client, "show server_encoding").await, "UTF8");
-    assert_eq!(
-        one_text(&client, "select current_database()::text").await,
-        "sundown"
-    );
-    client
-        .batch_execute("create table kept (word text); insert into kept values ('still here')")
-        .await
-        .unwrap();
+    assert_eq!(one_text(&client, "select current_database()::text").await, "sundown");
+    client.batch_execute("create table kept (word text); insert into kept values ('still here')").await.unwrap();
     drop(client);
     first.stop().await.unwrap();
     assert_eq!(postmaster(dir), None, "the last one out stops the server");
 
     let second = embedded::start(dir).await.unwrap();
     let client = connect(&second).await;
-    assert_eq!(
-        one_text(&client, "select word from kept").await,
-        "still here"
-    );
+    assert_eq!(one_text(&client, "select word from kept").await, "still here");
     drop(client);
     second.stop().await.unwrap();
     assert_eq!(postmaster(dir), None);
@@ -108,10 +99,7 @@ async fn starts_and_is_found_again_with_its_data() {
     assert_eq!(mode("pg"), 0o700);
     if geteuid().is_root() {
         let owner = fs::metadata(scratch.data().join("pg/data")).unwrap().uid();
-        assert_ne!(
-            owner, 0,
-            "run by root, the server has an ordinary user of its own"
-        );
+        assert_ne!(owner, 0, "run by root, the server has an ordinary user of its own");
     }
     let log = fs::read_to_string(scratch.data().join("server.log")).unwrap();
     let password = fs::read_to_string(scratch.data().join("password")).unwrap();
@@ -141,11 +129,7 @@ async fn starts_as_an_ordinary_user() {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && said.contains("1 passed"),
-        "{said}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
     let owner = fs::metadata(home.join("data/pg/data")).unwrap().uid();
     assert_eq!(owner, nobody.uid.as_raw());
 }
@@ -163,10 +147,7 @@ async fn what_was_committed_survives_a_killed_server() {
     let scratch = Scratch::new();
     let first = embedded::start(&scratch.data()).await.unwrap();
     let client = connect(&first).await;
-    client
-        .batch_execute("create table kept (n int); insert into kept values (42)")
-        .await
-        .unwrap();
+    client.batch_execute("create table kept (n int); insert into kept values (42)").await.unwrap();
     // A backend that is busy when its postmaster dies holds the shared memory for a moment longer.
     let busy = connect(&first).await;
     let busy = tokio::spawn(async move { busy.batch_execute("select pg_sleep(1)").await });
@@ -182,11 +163,7 @@ async fn what_was_committed_survives_a_killed_server() {
 async fn starts_at_once_share_one_server_and_the_last_to_leave_stops_it() {
     let scratch = Scratch::new();
     let dir = scratch.data();
-    let (one, two, three) = tokio::join!(
-        embedded::start(&dir),
-        embedded::start(&dir),
-        embedded::start(&dir)
-    );
+    let (one, two, three) = tokio::join!(embedded::start(&dir), embedded::start(&dir), embedded::start(&dir));
     let (one, two, three) = (one.unwrap(), two.unwrap(), three.unwrap());
     let started = "select pg_postmaster_start_time()::text";
     let first = one_text(&connect(&one).await, started).await;
@@ -230,15 +207,21 @@ async fn an_initialisation_that_was_cut_short_does_not_stop_the_next_start() {
                 _ = &mut start => panic!("it must not finish first"),
                 () = tokio::time::sleep(std::time::Duration::from_millis(1)) => {}
             }
-            if dir.join("pg/data.new/PG_VERSION").exists() {
+            if half_made(&dir).any(|fresh| fresh.join("PG_VERSION").exists()) {
                 break;
             }
         }
     }
     assert!(!dir.join("pg/data").exists());
+    assert_ne!(half_made(&dir).count(), 0);
     let whole = embedded::start(&dir).await.unwrap();
     assert_eq!(one_text(&connect(&whole).await, "select 'up'").await, "up");
     whole.stop().await.unwrap();
+}
+
+fn half_made(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(dir.join("pg")).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains("/data.new."))
 }
 
 #[tokio::test]
@@ -247,11 +230,7 @@ async fn a_stale_pid_file_is_left_to_postgres_to_judge() {
     let dir = scratch.data();
     embedded::start(&dir).await.unwrap().stop().await.unwrap();
     // The pid of a process that lives and is no server, as after a reboot: ours.
-    let stale = format!(
-        "{}\n{}\n1\n5432\n..\n\n0 0\nready\n",
-        std::process::id(),
-        dir.display()
-    );
+    let stale = format!("{}\n{}\n1\n5432\n..\n\n0 0\nready\n", std::process::id(), dir.display());
     let pid_file = dir.join("pg/data/postmaster.pid");
     fs::write(&pid_file, stale).unwrap();
     let owner = fs::metadata(dir.join("pg/data")).unwrap();
@@ -261,10 +240,7 @@ async fn a_stale_pid_file_is_left_to_postgres_to_judge() {
         return;
     }
     let embedded = embedded::start(&dir).await.unwrap();
-    assert_eq!(
-        one_text(&connect(&embedded).await, "select 'up'").await,
-        "up"
-    );
+    assert_eq!(one_text(&connect(&embedded).await, "select 'up'").await, "up");
     embedded.stop().await.unwrap();
 }
 
@@ -274,10 +250,7 @@ async fn what_cannot_work_is_refused_with_a_sentence_that_helps() {
 
     let long = scratch.0.join("x".repeat(120));
     let error = embedded::start(&long).await.unwrap_err();
-    assert!(
-        matches!(error, EmbeddedError::PathTooLong { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, EmbeddedError::PathTooLong { .. }), "{error}");
     assert!(error.to_string().contains("shorter SUNDOWN_DATA"));
 
     let foreign = scratch.0.join("foreign");
@@ -285,10 +258,7 @@ async fn what_cannot_work_is_refused_with_a_sentence_that_helps() {
     fs::write(foreign.join("pg/data/diary"), "dear").unwrap();
     let error = embedded::start(&foreign).await.unwrap_err();
     assert!(matches!(error, EmbeddedError::NotADatabase(_)), "{error}");
-    assert_eq!(
-        fs::read_to_string(foreign.join("pg/data/diary")).unwrap(),
-        "dear"
-    );
+    assert_eq!(fs::read_to_string(foreign.join("pg/data/diary")).unwrap(), "dear");
 
     let older = scratch.0.join("older");
     fs::create_dir_all(older.join("pg/data")).unwrap();
@@ -300,10 +270,7 @@ async fn what_cannot_work_is_refused_with_a_sentence_that_helps() {
     embedded::start(&dir).await.unwrap().stop().await.unwrap();
     fs::remove_file(dir.join("password")).unwrap();
     let error = embedded::start(&dir).await.unwrap_err();
-    assert!(
-        matches!(error, EmbeddedError::PasswordMissing(_)),
-        "{error}"
-    );
+    assert!(matches!(error, EmbeddedError::PasswordMissing(_)), "{error}");
 }
 
 #[tokio::test]
@@ -311,10 +278,7 @@ async fn any_path_will_do() {
     let scratch = Scratch::new();
     let dir = scratch.0.join("a $(b) \"c\" 'd', é");
     let embedded = embedded::start(&dir).await.unwrap();
-    assert_eq!(
-        one_text(&connect(&embedded).await, "select 'up'").await,
-        "up"
-    );
+    assert_eq!(one_text(&connect(&embedded).await, "select 'up'").await, "up");
     embedded.stop().await.unwrap();
     assert_eq!(postmaster(&dir), None);
 }

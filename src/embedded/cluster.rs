@@ -23,6 +23,9 @@ pub(super) const SOCKET_NAME: &str = ".s.PGSQL.5432";
 const ROLE: &str = "sundown";
 const DATABASE: &str = "sundown";
 
+/// How the names of half-made data directories begin.
+const FRESH: &str = "data.new.";
+
 /// Crash recovery of a large write-ahead log takes minutes, and giving up early would help nobody.
 const READY_LIMIT: Duration = Duration::from_secs(300);
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -116,17 +119,14 @@ impl Cluster {
                 .map_err(|error| file_error("hand over", &pg, error))?;
             self.check_reach(&pg, user).await?;
         }
+        clear_half_made(&pg);
         if self.data.exists() {
             return Ok(());
         }
 
-        let fresh = pg.join("data.new");
-        match fs::remove_dir_all(&fresh) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(file_error("clear away", &fresh, error));
-            }
-            _ => {}
-        }
+        // A name of its own: what an interrupted initdb has started may still be writing to the last one.
+        let name = format!("{FRESH}{}", uuid::Uuid::new_v4().simple());
+        let fresh = pg.join(name);
         let pwfile = self.home.join("password.initdb");
         write_private(&pwfile, password, self.server_user.as_ref())
             .map_err(|error| file_error("write", &pwfile, error))?;
@@ -339,6 +339,15 @@ impl Cluster {
     }
 }
 
+/// Removes what interrupted initialisations left. What cannot be removed now is harmless, and is tried again next time.
+fn clear_half_made(pg: &Path) {
+    for entry in fs::read_dir(pg).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(FRESH) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// Every usable installation with its major version: Debian's places, then what `pg_config` and PATH name.
 async fn installations() -> Vec<(u32, PathBuf)> {
     let mut places: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
@@ -353,7 +362,8 @@ async fn installations() -> Vec<(u32, PathBuf)> {
         ));
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    places.extend(std::env::split_paths(&path));
+    // Relative places would change their meaning: the programs run in `/`.
+    places.extend(std::env::split_paths(&path).filter(|place| place.is_absolute()));
 
     let mut found = Vec::new();
     for bin in places {
