@@ -127,6 +127,8 @@ spawn() {
     local log=$1
     shift
     STANDS_ON=$WORK setsid "$@" >>"$log" 2>&1 </dev/null &
+    # Not a job of this shell, which would otherwise announce its death.
+    disown "$!"
 }
 
 # Alive, and one of those that spawn started: its id may be another process's by the time that we come to end it.
