@@ -39,9 +39,7 @@ const SOCKET_PATH_LIMIT: usize = 107;
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedError {
     /// No installed PostgreSQL was found.
-    #[error(
-        "no PostgreSQL is installed here: run `apt-get install postgresql`, or name a server in SUNDOWN_DATABASE_URL"
-    )]
+    #[error("no PostgreSQL is installed here: run `apt-get install postgresql`, or name a server in SUNDOWN_DATABASE_URL")]
     NotInstalled,
     /// The data were made by a major version that is not installed.
     #[error(
@@ -165,14 +163,8 @@ pub async fn start(dir: &Path) -> Result<Embedded, EmbeddedError> {
     let path = cluster.home.join("users");
     let users = private_file(&path)?;
     // Exclusive only under `lock`, which we hold: this cannot block.
-    users
-        .try_lock_shared()
-        .map_err(|error| file_error("lock", &path, error.into()))?;
-    Ok(Embedded {
-        cluster,
-        config,
-        users,
-    })
+    users.try_lock_shared().map_err(|error| file_error("lock", &path, error.into()))?;
+    Ok(Embedded { cluster, config, users })
 }
 
 impl Embedded {
@@ -186,16 +178,10 @@ impl Embedded {
     /// Whoever leaves last stops it, whoever started it. It is left running while another process of ours uses it, or
     /// while any other client is connected (an operator's psql): so close your own connections first.
     pub async fn stop(self) -> Result<(), EmbeddedError> {
-        let Self {
-            cluster,
-            config,
-            users,
-        } = self;
+        let Self { cluster, config, users } = self;
         let _lock = lock(&cluster.home).await?;
         let path = cluster.home.join("users");
-        users
-            .unlock()
-            .map_err(|error| file_error("unlock", &path, error))?;
+        users.unlock().map_err(|error| file_error("unlock", &path, error))?;
         if users.try_lock().is_err() {
             tracing::info!("the embedded PostgreSQL is left running for the other replicas");
             return Ok(());
@@ -206,10 +192,7 @@ impl Embedded {
             _ => 0,
         };
         if others > 0 {
-            tracing::info!(
-                others,
-                "the embedded PostgreSQL is left running for its other clients"
-            );
+            tracing::info!(others, "the embedded PostgreSQL is left running for its other clients");
             return Ok(());
         }
         cluster.shut_down().await

@@ -15,9 +15,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
 
 use super::EmbeddedError;
-use super::files::{
-    LOOK_AGAIN, file_error, make_dir, private_options, read_private, write_private,
-};
+use super::files::{LOOK_AGAIN, file_error, make_dir, private_options, read_private, write_private};
 
 pub(super) const SOCKET_NAME: &str = ".s.PGSQL.5432";
 const ROLE: &str = "sundown";
@@ -66,20 +64,12 @@ impl Cluster {
                     return Err(EmbeddedError::NotInstalled);
                 }
                 let found = installed.into_iter().find(|(m, _)| *m == major);
-                Some(found.ok_or_else(|| EmbeddedError::OtherVersion {
-                    data: data.clone(),
-                    major,
-                })?)
+                Some(found.ok_or_else(|| EmbeddedError::OtherVersion { data: data.clone(), major })?)
             }
         };
         let (_, bin) = bin.ok_or(EmbeddedError::NotInstalled)?;
         let server_user = server_user(&data)?;
-        Ok(Self {
-            home,
-            data,
-            bin,
-            server_user,
-        })
+        Ok(Self { home, data, bin, server_user })
     }
 
     /// Reads the password, or makes one if there are no data yet that another one would open.
@@ -96,11 +86,7 @@ impl Cluster {
         if self.data.exists() {
             return Err(EmbeddedError::PasswordMissing(path));
         }
-        let password = format!(
-            "{}{}",
-            uuid::Uuid::new_v4().simple(),
-            uuid::Uuid::new_v4().simple()
-        );
+        let password = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
         // Whole or not at all, and on disk before there are data that need it.
         let fresh = self.home.join("password.new");
         write_private(&fresh, &password, None)
@@ -115,8 +101,7 @@ impl Cluster {
         let pg = self.home.join("pg");
         make_dir(&pg, 0o700)?;
         if let Some(user) = &self.server_user {
-            lchown(&pg, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
-                .map_err(|error| file_error("hand over", &pg, error))?;
+            lchown(&pg, Some(user.uid.as_raw()), Some(user.gid.as_raw())).map_err(|error| file_error("hand over", &pg, error))?;
             self.check_reach(&pg, user).await?;
         }
         clear_half_made(&pg);
@@ -128,8 +113,7 @@ impl Cluster {
         let name = format!("{FRESH}{}", uuid::Uuid::new_v4().simple());
         let fresh = pg.join(name);
         let pwfile = self.home.join("password.initdb");
-        write_private(&pwfile, password, self.server_user.as_ref())
-            .map_err(|error| file_error("write", &pwfile, error))?;
+        write_private(&pwfile, password, self.server_user.as_ref()).map_err(|error| file_error("write", &pwfile, error))?;
         let made = self.initdb(&fresh, &pwfile).await;
         // Left behind by a crash, it would still be 0600 and is overwritten by the next attempt.
         let _ = fs::remove_file(&pwfile);
@@ -155,10 +139,7 @@ impl Cluster {
         if output.status.success() {
             return Ok(());
         }
-        Err(EmbeddedError::Initdb {
-            data: self.data.clone(),
-            output: one_line(&output.stderr),
-        })
+        Err(EmbeddedError::Initdb { data: self.data.clone(), output: one_line(&output.stderr) })
     }
 
     /// A parent that the server's user may not enter fails deep inside initdb, and says so less clearly.
@@ -169,20 +150,12 @@ impl Cluster {
         if output.status.success() {
             return Ok(());
         }
-        Err(EmbeddedError::OutOfReach {
-            user: user.name.clone(),
-            dir: pg.to_owned(),
-        })
+        Err(EmbeddedError::OutOfReach { user: user.name.clone(), dir: pg.to_owned() })
     }
 
     pub(super) fn config(&self, password: &str) -> Config {
         let mut config = Config::new();
-        config
-            .host_path(self.home.join("pg"))
-            .port(5432)
-            .user(ROLE)
-            .password(password)
-            .dbname(DATABASE);
+        config.host_path(self.home.join("pg")).port(5432).user(ROLE).password(password).dbname(DATABASE);
         config
     }
 
@@ -275,10 +248,7 @@ impl Cluster {
     fn program(&self, name: &str) -> Command {
         let mut command = Command::new(self.bin.join(name));
         // Our environment holds secrets that the server must not inherit, and PG* variables that would change it.
-        command
-            .env_clear()
-            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-            .env("LC_ALL", "C.UTF-8");
+        command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LC_ALL", "C.UTF-8");
         self.as_server_user(command)
     }
 
@@ -306,14 +276,9 @@ impl Cluster {
     fn log(&self) -> Result<File, EmbeddedError> {
         let path = self.home.join("server.log");
         if fs::metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_KEPT) {
-            fs::rename(&path, self.home.join("server.log.1"))
-                .map_err(|error| file_error("put aside", &path, error))?;
+            fs::rename(&path, self.home.join("server.log.1")).map_err(|error| file_error("put aside", &path, error))?;
         }
-        private_options()
-            .append(true)
-            .create(true)
-            .open(&path)
-            .map_err(|error| file_error("open", &path, error))
+        private_options().append(true).create(true).open(&path).map_err(|error| file_error("open", &path, error))
     }
 
     /// What the log says after `from`, at most its last two kilobytes.
@@ -331,11 +296,7 @@ impl Cluster {
     }
 
     fn server_error(&self, verb: &'static str) -> EmbeddedError {
-        EmbeddedError::Server {
-            verb,
-            log: self.home.join("server.log"),
-            tail: self.tail(0),
-        }
+        EmbeddedError::Server { verb, log: self.home.join("server.log"), tail: self.tail(0) }
     }
 }
 
@@ -350,16 +311,10 @@ fn clear_half_made(pg: &Path) {
 
 /// Every usable installation with its major version: Debian's places, then what `pg_config` and PATH name.
 async fn installations() -> Vec<(u32, PathBuf)> {
-    let mut places: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path().join("bin"))
-        .collect();
+    let mut places: Vec<PathBuf> =
+        fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path().join("bin")).collect();
     if let Ok(output) = Command::new("pg_config").arg("--bindir").output().await {
-        places.push(PathBuf::from(
-            String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-        ));
+        places.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim().to_owned()));
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Relative places would change their meaning: the programs run in `/`.
@@ -367,10 +322,7 @@ async fn installations() -> Vec<(u32, PathBuf)> {
 
     let mut found = Vec::new();
     for bin in places {
-        if !["initdb", "pg_ctl", "postgres"]
-            .iter()
-            .all(|program| bin.join(program).is_file())
-        {
+        if !["initdb", "pg_ctl", "postgres"].iter().all(|program| bin.join(program).is_file()) {
             continue;
         }
         let version = Command::new(bin.join("postgres")).arg("-V").output().await;
@@ -424,11 +376,7 @@ fn server_user(data: &Path) -> Result<Option<User>, EmbeddedError> {
             shell: PathBuf::new(),
         })));
     }
-    ["sundown", "postgres"]
-        .iter()
-        .find_map(|name| User::from_name(name).ok().flatten())
-        .map(Some)
-        .ok_or(EmbeddedError::NoServerUser)
+    ["sundown", "postgres"].iter().find_map(|name| User::from_name(name).ok().flatten()).map(Some).ok_or(EmbeddedError::NoServerUser)
 }
 
 /// What the socket says to one attempt.
@@ -482,18 +430,11 @@ fn describe(error: &tokio_postgres::Error) -> String {
 }
 
 fn program_error(command: &Command, source: io::Error) -> EmbeddedError {
-    EmbeddedError::Program {
-        program: PathBuf::from(command.as_std().get_program()),
-        source,
-    }
+    EmbeddedError::Program { program: PathBuf::from(command.as_std().get_program()), source }
 }
 
 fn one_line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     lines.join(" | ")
 }

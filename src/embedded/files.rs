@@ -65,21 +65,12 @@ pub(super) fn private_options() -> OpenOptions {
 }
 
 pub(super) fn private_file(path: &Path) -> Result<File, EmbeddedError> {
-    private_options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(|error| file_error("open", path, error))
+    private_options().read(true).write(true).create(true).truncate(false).open(path).map_err(|error| file_error("open", path, error))
 }
 
 pub(super) fn read_private(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    private_options()
-        .read(true)
-        .open(path)?
-        .read_to_string(&mut text)?;
+    private_options().read(true).open(path)?.read_to_string(&mut text)?;
     Ok(text)
 }
 
@@ -98,9 +89,5 @@ pub(super) fn write_private(path: &Path, text: &str, owner: Option<&User>) -> io
 }
 
 pub(super) fn file_error(doing: &'static str, path: &Path, source: io::Error) -> EmbeddedError {
-    EmbeddedError::File {
-        doing,
-        path: path.to_owned(),
-        source,
-    }
+    EmbeddedError::File { doing, path: path.to_owned(), source }
 }
