@@ -235,9 +235,9 @@ fn poll(text: &str) -> Result<Span, String> {
 
 /// The parser's own error may quote the address, and with it the password.
 fn database_url(text: &str) -> Result<tokio_postgres::Config, String> {
-    let config: tokio_postgres::Config = text
-        .parse()
-        .map_err(|_| "it is not an address of Postgres; write postgres://user:password@host:5432/database, percent-encoding what is special".to_owned())?;
+    let config: tokio_postgres::Config = text.parse().map_err(|_| {
+        "it is not an address of Postgres; write postgres://user:password@host:5432/database, percent-encoding what is special".to_owned()
+    })?;
     if config.get_hosts().is_empty() {
         return Err("it names no host; write postgres://user:password@host:5432/database".to_owned());
     }

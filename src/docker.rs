@@ -13,15 +13,13 @@ use std::time::Duration;
 
 use bollard::errors::Error as BollardError;
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary,
-    ContainerSummaryStateEnum, EventMessage, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum,
-    HostConfigLogConfig, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, ContainerSummaryStateEnum, EventMessage,
+    HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
     SystemInfoCgroupVersionEnum, VolumeCreateRequest,
 };
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, EventsOptionsBuilder, KillContainerOptionsBuilder,
-    ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-    WaitContainerOptionsBuilder,
+    CreateContainerOptionsBuilder, EventsOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder,
+    RemoveContainerOptionsBuilder, WaitContainerOptionsBuilder,
 };
 use futures_util::future::{Either, select};
 use futures_util::{Stream, StreamExt, stream};
@@ -280,25 +278,18 @@ impl Docker {
     /// Agrees with the daemon on an API version. `endpoint`: `unix:///path`, a bare `/path`, `http://host:port` or
     /// `tcp://host:port`.
     pub async fn connect(endpoint: &str, installation: Uuid) -> Result<Docker, DockerError> {
-        let endpoint = if endpoint.starts_with('/') {
-            format!("unix://{endpoint}")
-        } else {
-            endpoint.to_owned()
-        };
+        let endpoint = if endpoint.starts_with('/') { format!("unix://{endpoint}") } else { endpoint.to_owned() };
         let client = bollard::Docker::connect_with_host(&endpoint)
             .map_err(|error| match error {
-                BollardError::UnsupportedURISchemeError { .. } => DockerError::Rejected(
-                    "endpoint must begin with unix://, http:// or tcp://".to_owned(),
-                ),
+                BollardError::UnsupportedURISchemeError { .. } => {
+                    DockerError::Rejected("endpoint must begin with unix://, http:// or tcp://".to_owned())
+                }
                 other => Failure::from(other).into(),
             })?
             .with_timeout(HEAD);
         // Debian 12's daemon answers 400 to a client that speaks a newer version than its own.
         let client = bounded("version", LOOK, client.negotiate_version()).await?;
-        Ok(Docker {
-            client,
-            installation,
-        })
+        Ok(Docker { client, installation })
     }
 
     /// Whether the daemon answers at all.
@@ -321,12 +312,8 @@ impl Docker {
             ..Default::default()
         };
         let volume = bounded("volume create", LOOK, self.client.create_volume(request)).await?;
-        uuid_label(&volume.labels, LABEL_HOST).ok_or_else(|| {
-            DockerError::Rejected(format!(
-                "volume {} has no valid label {LABEL_HOST}",
-                volume.name
-            ))
-        })
+        uuid_label(&volume.labels, LABEL_HOST)
+            .ok_or_else(|| DockerError::Rejected(format!("volume {} has no valid label {LABEL_HOST}", volume.name)))
     }
 
     /// Facts worth logging once per connection.
@@ -343,10 +330,7 @@ impl Docker {
             },
             driver: info.driver.unwrap_or_default(),
             hostname: info.name.unwrap_or_default(),
-            cpus: info
-                .ncpu
-                .and_then(|n| u32::try_from(n).ok())
-                .unwrap_or_default(),
+            cpus: info.ncpu.and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
         })
     }
 
@@ -356,13 +340,7 @@ impl Docker {
         let name = container_name(spec.agent);
         let body = creation(spec, self.installation)?;
         let options = CreateContainerOptionsBuilder::new().name(&name).build();
-        match bounded(
-            "create",
-            CREATE,
-            self.client.create_container(Some(options), body),
-        )
-        .await
-        {
+        match bounded("create", CREATE, self.client.create_container(Some(options), body)).await {
             Ok(created) => Ok(Created::New(created.id)),
             Err(Failure::Answered(409, _)) => Ok(Created::NameTaken),
             // The daemon looks for the image before it looks at the name: after a create whose answer was lost, a
@@ -396,32 +374,20 @@ impl Docker {
                 None => Ok(Started::Gone),
                 Some(_) => Err(DockerError::Rejected(message)),
             },
-            Err(Failure::Answered(500.., message)) if can_never_start(&message) => {
-                Err(DockerError::Rejected(message))
-            }
+            Err(Failure::Answered(500.., message)) if can_never_start(&message) => Err(DockerError::Rejected(message)),
             Err(failure) => Err(failure.into()),
         }
     }
 
     /// Sends a signal. Sending one twice is harmless.
-    pub async fn signal(
-        &self,
-        container_id: &str,
-        signal: Signal,
-    ) -> Result<Signalled, DockerError> {
+    pub async fn signal(&self, container_id: &str, signal: Signal) -> Result<Signalled, DockerError> {
         let name = match signal {
             Signal::Term => "SIGTERM",
             Signal::Kill => "SIGKILL",
         };
         let id = reference(container_id)?;
         let options = KillContainerOptionsBuilder::new().signal(name).build();
-        match bounded(
-            "kill",
-            SIGNAL,
-            self.client.kill_container(id, Some(options)),
-        )
-        .await
-        {
+        match bounded("kill", SIGNAL, self.client.kill_container(id, Some(options))).await {
             Ok(()) => Ok(Signalled::Sent),
             Err(Failure::Answered(409, _)) => Ok(Signalled::NotRunning),
             Err(Failure::Answered(404, _)) => Ok(Signalled::Gone),
@@ -431,34 +397,19 @@ impl Docker {
 
     /// Waits until the container is not running. `false`: it was not seen to stop while `patience` lasted, be it that
     /// it runs or that the daemon is silent. One that never started or is gone counts as stopped.
-    pub async fn wait_stopped(
-        &self,
-        container_id: &str,
-        patience: Duration,
-    ) -> Result<bool, DockerError> {
-        let options = WaitContainerOptionsBuilder::new()
-            .condition("not-running")
-            .build();
-        let mut waiting = Box::pin(
-            self.client
-                .wait_container(reference(container_id)?, Some(options)),
-        );
+    pub async fn wait_stopped(&self, container_id: &str, patience: Duration) -> Result<bool, DockerError> {
+        let options = WaitContainerOptionsBuilder::new().condition("not-running").build();
+        let mut waiting = Box::pin(self.client.wait_container(reference(container_id)?, Some(options)));
         match timeout(patience, waiting.next()).await {
             Err(_) => Ok(false),
             Ok(Some(Ok(answer))) if answer.error.is_none() => Ok(true),
             // The client turns an exit code above 0 into an error; only a text in it is a failure of the wait.
-            Ok(Some(Err(BollardError::DockerContainerWaitError { error, .. })))
-                if error.is_empty() =>
-            {
-                Ok(true)
-            }
+            Ok(Some(Err(BollardError::DockerContainerWaitError { error, .. }))) if error.is_empty() => Ok(true),
             Ok(Some(Err(error))) => match Failure::from(error) {
                 Failure::Answered(404, _) => Ok(true),
                 failure => Err(failure.into()),
             },
-            Ok(Some(Ok(_)) | None) => Err(DockerError::Unavailable(
-                "the wait ended without an answer".to_owned(),
-            )),
+            Ok(Some(Ok(_)) | None) => Err(DockerError::Unavailable("the wait ended without an answer".to_owned())),
         }
     }
 
@@ -467,11 +418,7 @@ impl Docker {
         // An entry of the log, a line or 16 KiB of a longer one, has at least one byte: this many always suffice, and
         // the profile's log holds 2 MB at most.
         let entries = limit.saturating_add(1).to_string();
-        let options = LogsOptionsBuilder::new()
-            .stdout(true)
-            .stderr(true)
-            .tail(&entries)
-            .build();
+        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail(&entries).build();
         let mut output = Box::pin(self.client.logs(reference(container_id)?, Some(options)));
         let reading = async {
             let mut tail = Tail::default();
@@ -485,9 +432,7 @@ impl Docker {
             keep_last(&mut tail, &[], limit);
             Ok(tail)
         };
-        timeout(TAIL, reading)
-            .await
-            .unwrap_or_else(|_| Err(Failure::silent("logs", TAIL).into()))
+        timeout(TAIL, reading).await.unwrap_or_else(|_| Err(Failure::silent("logs", TAIL).into()))
     }
 
     /// The output as it comes, the last `tail` lines first (all of it if `None`). With `follow` it goes on until the
@@ -502,20 +447,9 @@ impl Docker {
     ) -> Result<impl Stream<Item = Result<Bytes, DockerError>> + Send + use<>, DockerError> {
         let id = reference(container_id)?;
         let lines = tail.map_or_else(|| "all".to_owned(), |lines| lines.to_string());
-        let options = LogsOptionsBuilder::new()
-            .stdout(true)
-            .stderr(true)
-            .follow(follow)
-            .timestamps(timestamps)
-            .tail(&lines)
-            .build();
-        let output = self
-            .client
-            .logs(id, Some(options))
-            .map(|entry| Ok(output_bytes(entry.map_err(Failure::from)?)?));
-        let condition = WaitContainerOptionsBuilder::new()
-            .condition("not-running")
-            .build();
+        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(follow).timestamps(timestamps).tail(&lines).build();
+        let output = self.client.logs(id, Some(options)).map(|entry| Ok(output_bytes(entry.map_err(Failure::from)?)?));
+        let condition = WaitContainerOptionsBuilder::new().condition("not-running").build();
         let stopped = self.client.wait_container(id, Some(condition));
         Ok(first_error_ends(until_stopped(output, stopped)))
     }
@@ -524,17 +458,8 @@ impl Docker {
     /// gone, now or before.
     pub async fn remove(&self, container_id: &str) -> Result<(), DockerError> {
         let id = reference(container_id)?;
-        let options = RemoveContainerOptionsBuilder::new()
-            .force(true)
-            .v(true)
-            .build();
-        match bounded(
-            "remove",
-            REMOVE,
-            self.client.remove_container(id, Some(options)),
-        )
-        .await
-        {
+        let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+        match bounded("remove", REMOVE, self.client.remove_container(id, Some(options))).await {
             Ok(()) | Err(Failure::Answered(404, _)) => Ok(()),
             // "Removal already in progress": another one's removal may yet fail.
             Err(Failure::Answered(409, message)) => match self.inspect(id).await? {
@@ -548,10 +473,7 @@ impl Docker {
     /// Every container that carries our installation's label, in whatever status, in one call.
     pub async fn list(&self) -> Result<Vec<Listed>, DockerError> {
         let filters = HashMap::from([("label", vec![self.our_label()])]);
-        let options = ListContainersOptionsBuilder::new()
-            .all(true)
-            .filters(&filters)
-            .build();
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let answer = bounded("list", LIST, self.client.list_containers(Some(options))).await?;
         answer.into_iter().map(listed).collect()
     }
@@ -561,17 +483,10 @@ impl Docker {
     pub fn events(&self) -> impl Stream<Item = Result<Event, DockerError>> + Send + use<> {
         let filters = HashMap::from([
             ("type", vec!["container".to_owned()]),
-            (
-                "event",
-                ["start", "die", "oom", "destroy"]
-                    .map(str::to_owned)
-                    .to_vec(),
-            ),
+            ("event", ["start", "die", "oom", "destroy"].map(str::to_owned).to_vec()),
             ("label", vec![self.our_label()]),
         ]);
-        let messages = self
-            .client
-            .events(Some(EventsOptionsBuilder::new().filters(&filters).build()));
+        let messages = self.client.events(Some(EventsOptionsBuilder::new().filters(&filters).build()));
         first_error_ends(messages.filter_map(async |message| match message {
             Ok(message) => event(message).map(Ok),
             Err(error) => Some(Err(Failure::from(error).into())),
@@ -589,9 +504,7 @@ impl Docker {
         let name = name.trim_start_matches('/').to_owned();
         let status = match state.status {
             Some(ContainerStateStatusEnum::CREATED) => Status::Created,
-            Some(ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::STOPPING) => {
-                Status::Running
-            }
+            Some(ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::STOPPING) => Status::Running,
             Some(ContainerStateStatusEnum::PAUSED) => Status::Paused,
             Some(ContainerStateStatusEnum::RESTARTING) => Status::Restarting,
             Some(ContainerStateStatusEnum::EXITED) => Status::Exited,
@@ -599,10 +512,7 @@ impl Docker {
             Some(ContainerStateStatusEnum::REMOVING) => Status::Removing,
             Some(ContainerStateStatusEnum::EMPTY) | None => return Err(incomplete("inspect")),
         };
-        let labels = answer
-            .config
-            .and_then(|config| config.labels)
-            .unwrap_or_default();
+        let labels = answer.config.and_then(|config| config.labels).unwrap_or_default();
         let agent = uuid_label(&labels, LABEL_AGENT);
         let started_at = state.started_at.filter(|at| is_an_instant(at));
         let ended = matches!(status, Status::Exited | Status::Dead);
@@ -614,10 +524,7 @@ impl Docker {
             agent,
             status,
             ever_started: started_at.is_some(),
-            pid: state
-                .pid
-                .and_then(|pid| u32::try_from(pid).ok())
-                .filter(|pid| *pid > 0),
+            pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0),
             exit_code: state.exit_code.filter(|_| ended),
             oom_killed: state.oom_killed.unwrap_or_default(),
             error: message(&state.error.unwrap_or_default()),
@@ -633,42 +540,27 @@ fn creation(spec: &ContainerSpec, installation: Uuid) -> Result<ContainerCreateB
     for (key, value) in &spec.env {
         // The daemon would echo the value in its refusal of an empty key, and the runtime that of a NUL.
         if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-            return Err(DockerError::Rejected(
-                "an environment variable is malformed".to_owned(),
-            ));
+            return Err(DockerError::Rejected("an environment variable is malformed".to_owned()));
         }
         env.insert(key, value);
     }
     let agent = spec.agent.to_string();
     env.insert(ENV_AGENT, &agent);
-    let user_labels = spec
-        .labels
-        .iter()
-        .map(|(key, value)| (format!("{LABEL_OF_USER}{key}"), value.clone()));
+    let user_labels = spec.labels.iter().map(|(key, value)| (format!("{LABEL_OF_USER}{key}"), value.clone()));
     let our_labels = [
         (LABEL_INSTALLATION.to_owned(), installation.to_string()),
         (LABEL_AGENT.to_owned(), agent.clone()),
-        (
-            LABEL_LONGEST_LIFE.to_owned(),
-            spec.longest_life.as_secs().to_string(),
-        ),
+        (LABEL_LONGEST_LIFE.to_owned(), spec.longest_life.as_secs().to_string()),
     ];
     Ok(ContainerCreateBody {
         image: Some(spec.image.clone()),
         cmd: (!spec.command.is_empty()).then(|| spec.command.clone()),
-        env: Some(
-            env.iter()
-                .map(|(key, value)| format!("{key}={value}"))
-                .collect(),
-        ),
+        env: Some(env.iter().map(|(key, value)| format!("{key}={value}")).collect()),
         labels: Some(user_labels.chain(our_labels).collect()),
         stop_signal: Some("SIGTERM".to_owned()),
         stop_timeout: Some(i64::try_from(spec.grace.as_secs()).unwrap_or(i64::MAX)),
         // An image's health check would run inside the agent's limits, for nobody.
-        healthcheck: Some(HealthConfig {
-            test: Some(vec!["NONE".to_owned()]),
-            ..Default::default()
-        }),
+        healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..Default::default() }),
         host_config: Some(profile(spec)),
         ..Default::default()
     })
@@ -676,17 +568,8 @@ fn creation(spec: &ContainerSpec, installation: Uuid) -> Result<ContainerCreateB
 
 /// The hardened profile. No `nproc` limit: it counts per user of the host, so agents would starve each other.
 fn profile(spec: &ContainerSpec) -> HostConfig {
-    let ulimit = |name: &str, limit| ResourcesUlimits {
-        name: Some(name.to_owned()),
-        soft: Some(limit),
-        hard: Some(limit),
-    };
-    let log = [
-        ("max-size", "1m"),
-        ("max-file", "2"),
-        ("mode", "non-blocking"),
-        ("max-buffer-size", "1m"),
-    ];
+    let ulimit = |name: &str, limit| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(limit), hard: Some(limit) };
+    let log = [("max-size", "1m"), ("max-file", "2"), ("mode", "non-blocking"), ("max-buffer-size", "1m")];
     let network = match spec.network {
         Network::None => "none",
         Network::Bridge => "bridge",
@@ -713,15 +596,9 @@ fn profile(spec: &ContainerSpec) -> HostConfig {
         // does not stop an agent inside a write: past a megabyte of backlog, lines are dropped.
         log_config: Some(HostConfigLogConfig {
             typ: Some("local".to_owned()),
-            config: Some(
-                log.map(|(key, value)| (key.to_owned(), value.to_owned()))
-                    .into(),
-            ),
+            config: Some(log.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
         }),
-        restart_policy: Some(RestartPolicy {
-            name: Some(RestartPolicyNameEnum::NO),
-            maximum_retry_count: None,
-        }),
+        restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
         auto_remove: Some(false),
         ..Default::default()
     }
@@ -729,20 +606,9 @@ fn profile(spec: &ContainerSpec) -> HostConfig {
 
 /// Tells a spec that this daemon can never start from a daemon that is unwell; both answer 500.
 fn can_never_start(message: &str) -> bool {
-    let shortage = [
-        "temporarily unavailable",
-        "no space left",
-        "cannot allocate memory",
-        "too many open files",
-        "context",
-    ];
-    let spec = [
-        "OCI runtime create failed",
-        "unable to find user",
-        "unable to find group",
-    ];
-    spec.iter().any(|text| message.contains(text))
-        && !shortage.iter().any(|text| message.contains(text))
+    let shortage = ["temporarily unavailable", "no space left", "cannot allocate memory", "too many open files", "context"];
+    let spec = ["OCI runtime create failed", "unable to find user", "unable to find group"];
+    spec.iter().any(|text| message.contains(text)) && !shortage.iter().any(|text| message.contains(text))
 }
 
 /// A container id or name that is safe as one segment of a path: an empty one would ask for the list instead.
@@ -762,18 +628,11 @@ fn listed(summary: ContainerSummary) -> Result<Listed, DockerError> {
     let labels = summary.labels.unwrap_or_default();
     Ok(Listed {
         id,
-        names: summary
-            .names
-            .unwrap_or_default()
-            .iter()
-            .map(|name| name.trim_start_matches('/').to_owned())
-            .collect(),
+        names: summary.names.unwrap_or_default().iter().map(|name| name.trim_start_matches('/').to_owned()).collect(),
         agent: uuid_label(&labels, LABEL_AGENT),
         status: match state {
             ContainerSummaryStateEnum::CREATED => Status::Created,
-            ContainerSummaryStateEnum::RUNNING | ContainerSummaryStateEnum::STOPPING => {
-                Status::Running
-            }
+            ContainerSummaryStateEnum::RUNNING | ContainerSummaryStateEnum::STOPPING => Status::Running,
             ContainerSummaryStateEnum::PAUSED => Status::Paused,
             ContainerSummaryStateEnum::RESTARTING => Status::Restarting,
             ContainerSummaryStateEnum::EXITED => Status::Exited,
@@ -796,11 +655,7 @@ fn event(message: EventMessage) -> Option<Event> {
     };
     let actor = message.actor?;
     let agent = uuid_label(&actor.attributes.unwrap_or_default(), LABEL_AGENT);
-    Some(Event {
-        kind,
-        container_id: actor.id?,
-        agent,
-    })
+    Some(Event { kind, container_id: actor.id?, agent })
 }
 
 fn uuid_label(labels: &HashMap<String, String>, key: &str) -> Option<Uuid> {
@@ -815,9 +670,7 @@ fn is_an_instant(at: &str) -> bool {
 fn output_bytes(entry: bollard::container::LogOutput) -> Result<Bytes, Failure> {
     match entry {
         // We never ask for a terminal: unframed output is the daemon's own complaint about its log.
-        bollard::container::LogOutput::Console { .. } => {
-            Err(Failure::Unknown("the log cannot be read".to_owned()))
-        }
+        bollard::container::LogOutput::Console { .. } => Err(Failure::Unknown("the log cannot be read".to_owned())),
         framed => Ok(framed.into_bytes()),
     }
 }
@@ -836,19 +689,16 @@ fn until_stopped<T, S>(
     stopped: impl Stream<Item = S> + Send + 'static,
 ) -> impl Stream<Item = T> + Send {
     let stopped = Box::pin(async move { Box::pin(stopped).next().await.map(drop) });
-    stream::unfold(
-        (Box::pin(output), Some(stopped)),
-        async |(mut output, mut running)| {
-            if let Some(stopped) = running.take() {
-                match select(output.next(), stopped).await {
-                    Either::Left((item, stopped)) => return Some((item?, (output, Some(stopped)))),
-                    Either::Right(_) => {}
-                }
+    stream::unfold((Box::pin(output), Some(stopped)), async |(mut output, mut running)| {
+        if let Some(stopped) = running.take() {
+            match select(output.next(), stopped).await {
+                Either::Left((item, stopped)) => return Some((item?, (output, Some(stopped)))),
+                Either::Right(_) => {}
             }
-            let item = timeout(DRAIN, output.next()).await.ok()??;
-            Some((item, (output, None)))
-        },
-    )
+        }
+        let item = timeout(DRAIN, output.next()).await.ok()??;
+        Some((item, (output, None)))
+    })
 }
 
 fn first_error_ends<T: Send>(
@@ -878,10 +728,7 @@ impl Failure {
 impl From<BollardError> for Failure {
     fn from(error: BollardError) -> Failure {
         match error {
-            BollardError::DockerResponseServerError {
-                status_code,
-                message: text,
-            } => Failure::Answered(status_code, message(&text)),
+            BollardError::DockerResponseServerError { status_code, message: text } => Failure::Answered(status_code, message(&text)),
             // Its text may quote the answer, and an inspect holds the environment.
             BollardError::JsonDataError { .. } | BollardError::JsonSerdeError { .. } => {
                 Failure::Unknown("the answer cannot be read".to_owned())
@@ -896,12 +743,8 @@ impl From<Failure> for DockerError {
     fn from(failure: Failure) -> DockerError {
         match failure {
             // 408 and 429 ask to try again; the other 4xx are a no.
-            Failure::Answered(status @ 400..500, text) if status != 408 && status != 429 => {
-                DockerError::Rejected(text)
-            }
-            Failure::Answered(status, text) => {
-                DockerError::Unavailable(format!("{status}: {text}"))
-            }
+            Failure::Answered(status @ 400..500, text) if status != 408 && status != 429 => DockerError::Rejected(text),
+            Failure::Answered(status, text) => DockerError::Unavailable(format!("{status}: {text}")),
             Failure::Unknown(text) => DockerError::Unavailable(text),
         }
     }
@@ -924,10 +767,7 @@ fn causes(error: &dyn std::error::Error) -> String {
 
 /// One bounded line of somebody else's text.
 fn message(text: &str) -> String {
-    let mut line: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
+    let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if line.len() > MESSAGE_LIMIT {
         line.truncate(line.floor_char_boundary(MESSAGE_LIMIT));
         line.push('…');
@@ -935,11 +775,7 @@ fn message(text: &str) -> String {
     line
 }
 
-async fn bounded<T>(
-    call: &str,
-    limit: Duration,
-    answer: impl Future<Output = Result<T, BollardError>>,
-) -> Result<T, Failure> {
+async fn bounded<T>(call: &str, limit: Duration, answer: impl Future<Output = Result<T, BollardError>>) -> Result<T, Failure> {
     match timeout(limit, answer).await {
         Ok(answer) => answer.map_err(Failure::from),
         Err(_) => Err(Failure::silent(call, limit)),

@@ -43,8 +43,24 @@ pub async fn run(config: Doctor) -> Result<bool, Fatal> {
         };
         match described {
             Ok(d) => {
-                say(true, format!("docker {endpoint}: version {}, API {}, {} cores, cgroup v{}", d.version, d.api_version, d.cpus, d.cgroup_version));
-                say(d.live_restore, format!("docker {endpoint}: live-restore is {}", if d.live_restore { "on" } else { "off: a restart of the daemon ends every agent; set \"live-restore\": true in daemon.json" }));
+                say(
+                    true,
+                    format!(
+                        "docker {endpoint}: version {}, API {}, {} cores, cgroup v{}",
+                        d.version, d.api_version, d.cpus, d.cgroup_version
+                    ),
+                );
+                say(
+                    d.live_restore,
+                    format!(
+                        "docker {endpoint}: live-restore is {}",
+                        if d.live_restore {
+                            "on"
+                        } else {
+                            "off: a restart of the daemon ends every agent; set \"live-restore\": true in daemon.json"
+                        }
+                    ),
+                );
             }
             Err(error) => say(false, format!("docker {endpoint}: {error}: is it running, and may this user use its socket?")),
         }

@@ -202,7 +202,8 @@ pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphan
             judge_later(replica, link, row.clone());
         }
     }
-    let strays: Vec<&Listed> = listed.iter().filter(|l| l.agent.is_some_and(|agent| !rows.iter().any(|(row, _)| row.id == agent))).collect();
+    let strays: Vec<&Listed> =
+        listed.iter().filter(|l| l.agent.is_some_and(|agent| !rows.iter().any(|(row, _)| row.id == agent))).collect();
     reap(replica, link, &strays, orphans, &mut kept).await?;
     Ok(kept)
 }
@@ -274,9 +275,5 @@ async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: 
 
 /// What the label allows, counted here from when we first saw it: never too early. Without a label, for ever.
 fn longest_life(stray: &Listed) -> Duration {
-    stray
-        .labels
-        .get(crate::docker::LABEL_LONGEST_LIFE)
-        .and_then(|seconds| seconds.parse().ok())
-        .map_or(Duration::MAX, Duration::from_secs)
+    stray.labels.get(crate::docker::LABEL_LONGEST_LIFE).and_then(|seconds| seconds.parse().ok()).map_or(Duration::MAX, Duration::from_secs)
 }

@@ -130,7 +130,12 @@ pub fn begin(replica: &Arc<Replica>, link: &Arc<Link>, row: Claim, spec: Option<
 }
 
 async fn start(
-    replica: &Arc<Replica>, link: &Arc<Link>, mut row: Claim, spec: Option<Spec>, lease_ends: Instant, permit: OwnedSemaphorePermit,
+    replica: &Arc<Replica>,
+    link: &Arc<Link>,
+    mut row: Claim,
+    spec: Option<Spec>,
+    lease_ends: Instant,
+    permit: OwnedSemaphorePermit,
 ) -> Result<(), Error> {
     let mut permit = Some(permit);
     // A new agent has no container yet: the create itself finds out if it has.

@@ -24,7 +24,14 @@ fn main() -> ExitCode {
         Err(error) => {
             // One line; the usage that follows it would bury it.
             let text = error.to_string();
-            eprintln!("sundown: {}", text.lines().take_while(|line| !line.is_empty()).map(|line| line.trim().trim_start_matches("error: ")).collect::<Vec<_>>().join(" "));
+            eprintln!(
+                "sundown: {}",
+                text.lines()
+                    .take_while(|line| !line.is_empty())
+                    .map(|line| line.trim().trim_start_matches("error: "))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            );
             return ExitCode::from(64);
         }
     };
@@ -82,9 +89,9 @@ async fn dispatch(command: Command) -> Result<ExitCode, Fatal> {
 
 async fn serve(config: Serve) -> Result<(), Fatal> {
     tracing::info!(?config, "starting");
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|error| Fatal::Unavailable(format!("cannot listen on {}: {error}; choose another address with SUNDOWN_LISTEN", config.listen)))?;
+    let listener = TcpListener::bind(config.listen).await.map_err(|error| {
+        Fatal::Unavailable(format!("cannot listen on {}: {error}; choose another address with SUNDOWN_LISTEN", config.listen))
+    })?;
     let shutdown = CancellationToken::new();
     let asked = shutdown.clone();
     let mut term = signal(SignalKind::terminate()).map_err(|error| Fatal::Internal(error.to_string()))?;

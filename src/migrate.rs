@@ -26,8 +26,18 @@ macro_rules! functions {
 }
 
 functions!(
-    "01_uuidv7", "02_written_once", "03_live_guard", "04_upkeep", "05_wake", "06_submit", "07_end_unplaced", "08_terminate", "09_extend",
-    "10_record", "11_adopt", "12_forget_host",
+    "01_uuidv7",
+    "02_written_once",
+    "03_live_guard",
+    "04_upkeep",
+    "05_wake",
+    "06_submit",
+    "07_end_unplaced",
+    "08_terminate",
+    "09_extend",
+    "10_record",
+    "11_adopt",
+    "12_forget_host",
 );
 
 /// How long to wait for another replica that migrates.
@@ -84,13 +94,19 @@ async fn with(client: &mut Client, always: bool) -> Result<(), Error> {
     // Polled, not waited for: a session that waits for a lock holds a snapshot, and the holder may have to wait for that.
     while !client.query_one(LOCK, &[]).await?.get::<_, bool>(0) {
         if Instant::now() > give_up {
-            return Err(Error::Unavailable(format!("another replica has been migrating for {PATIENCE:?}; look for a session that holds locks")));
+            return Err(Error::Unavailable(format!(
+                "another replica has been migrating for {PATIENCE:?}; look for a session that holds locks"
+            )));
         }
         tokio::time::sleep(RETRY).await;
     }
     let standing = Standing::of(client).await?;
     if standing.is_newer() {
-        tracing::warn!(release = env!("CARGO_PKG_VERSION"), database = standing.release, "the database is newer than this release; left as it is");
+        tracing::warn!(
+            release = env!("CARGO_PKG_VERSION"),
+            database = standing.release,
+            "the database is newer than this release; left as it is"
+        );
         return Ok(());
     }
     if !always && standing.is_current() {
@@ -112,7 +128,9 @@ async fn apply_functions(client: &mut Client) -> Result<(), Error> {
     for file in FUNCTIONS {
         transaction.batch_execute(file).await?;
     }
-    transaction.batch_execute("select sundown.adopt() where not exists (select from sundown.installation); select sundown.upkeep()").await?;
+    transaction
+        .batch_execute("select sundown.adopt() where not exists (select from sundown.installation); select sundown.upkeep()")
+        .await?;
     transaction
         .execute("update sundown.installation set release = $1, fingerprint = $2", &[&env!("CARGO_PKG_VERSION"), &fingerprint()])
         .await?;

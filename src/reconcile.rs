@@ -81,7 +81,11 @@ fn starting(row: &Claim, seen: &Seen) -> Action {
         Seen::Gone => Action::Create,
         Seen::Ours(container) if row.container_id.is_none() => Action::Record(container.id.clone()),
         Seen::Ours(container) if container.ever_started => {
-            if ended(container.status) { Action::RanAlready(container.id.clone()) } else { Action::Running(container.id.clone()) }
+            if ended(container.status) {
+                Action::RanAlready(container.id.clone())
+            } else {
+                Action::Running(container.id.clone())
+            }
         }
         Seen::Ours(container) if row.start_timed_out => Action::End(failed("start_timeout", None), Some(container.id.clone())),
         // Half removed before it ever ran: it cannot be started any more.
@@ -105,9 +109,7 @@ fn stopping(row: &Claim, seen: &Seen) -> Action {
         Seen::Gone | Seen::Foreign => Action::End(expired(None), None),
         Seen::Ours(container) if !container.ever_started => Action::End(expired(None), Some(container.id.clone())),
         // Before any signal of ours was decided on, whatever ended it was not us.
-        Seen::Ours(container) if ended(container.status) && !row.signalled => {
-            Action::End(by_itself(container), Some(container.id.clone()))
-        }
+        Seen::Ours(container) if ended(container.status) && !row.signalled => Action::End(by_itself(container), Some(container.id.clone())),
         Seen::Ours(container) if ended(container.status) => Action::End(expired(Some(container)), Some(container.id.clone())),
         Seen::Ours(container) if row.killed => Action::Kill(container.id.clone()),
         Seen::Ours(container) => Action::Signal(container.id.clone()),

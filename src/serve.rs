@@ -195,12 +195,15 @@ pub async fn installation(config: &Config, connections: usize, bound: Duration) 
 /// Writes what this start was told about the installation.
 pub(crate) async fn settings(sql: &Sql, settings: Settings) -> Result<(), Fatal> {
     let seconds = |span: Option<Span>| span.map(|span| span.0.as_secs_f64());
-    let (ttl, max, kept, logs) = (seconds(settings.default_ttl), seconds(settings.max_ttl), seconds(settings.retention), seconds(settings.log_retention));
+    let (ttl, max, kept, logs) =
+        (seconds(settings.default_ttl), seconds(settings.max_ttl), seconds(settings.retention), seconds(settings.log_retention));
     if ttl.or(max).or(kept).or(logs).is_none() {
         return Ok(());
     }
     let written = sql.settings(ttl, max, kept, logs).await.map_err(|error| match error {
-        Error::Internal(_) => Fatal::Usage("the default ttl must not be above the longest (SUNDOWN_DEFAULT_TTL, SUNDOWN_MAX_TTL)".to_owned()),
+        Error::Internal(_) => {
+            Fatal::Usage("the default ttl must not be above the longest (SUNDOWN_DEFAULT_TTL, SUNDOWN_MAX_TTL)".to_owned())
+        }
         other => other.into(),
     })?;
     if let Some((default_ttl_s, max_ttl_s)) = written {

@@ -10,13 +10,11 @@ use std::time::Duration;
 
 use bollard::models::{ContainerCreateBody, HostConfig};
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
-    RemoveVolumeOptions,
+    CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
 };
 use futures_util::StreamExt;
 use sundown::docker::{
-    ContainerSpec, Created, Docker, DockerError, EventKind, Network, Signal, Signalled, Started,
-    Status, container_name,
+    ContainerSpec, Created, Docker, DockerError, EventKind, Network, Signal, Signalled, Started, Status, container_name,
 };
 use uuid::Uuid;
 
@@ -42,8 +40,7 @@ impl Bench {
         Bench {
             docker: Docker::connect(&endpoint, installation).await.unwrap(),
             raw: raw.negotiate_version().await.unwrap(),
-            image: std::env::var("SUNDOWN_TEST_IMAGE")
-                .unwrap_or_else(|_| "sundown-test:latest".to_owned()),
+            image: std::env::var("SUNDOWN_TEST_IMAGE").unwrap_or_else(|_| "sundown-test:latest".to_owned()),
             endpoint,
             installation,
         }
@@ -88,49 +85,28 @@ impl Bench {
     async fn foreign(&self, name: &str, body: ContainerCreateBody) -> String {
         let mut labels = body.labels.unwrap_or_default();
         labels.insert(TEST_LABEL.to_owned(), self.installation.to_string());
-        let body = ContainerCreateBody {
-            image: Some(self.image.clone()),
-            labels: Some(labels),
-            ..body
-        };
+        let body = ContainerCreateBody { image: Some(self.image.clone()), labels: Some(labels), ..body };
         let options = CreateContainerOptionsBuilder::new().name(name).build();
-        self.raw
-            .create_container(Some(options), body)
-            .await
-            .unwrap()
-            .id
+        self.raw.create_container(Some(options), body).await.unwrap().id
     }
 
     async fn clean_up(&self) {
         for label in ["sundown.installation", TEST_LABEL] {
             let label = format!("{label}={}", self.installation);
-            let options = ListContainersOptionsBuilder::new()
-                .all(true)
-                .filters(&HashMap::from([("label", vec![label])]))
-                .build();
+            let options = ListContainersOptionsBuilder::new().all(true).filters(&HashMap::from([("label", vec![label])])).build();
             for left in self.raw.list_containers(Some(options)).await.unwrap() {
-                let options = RemoveContainerOptionsBuilder::new()
-                    .force(true)
-                    .v(true)
-                    .build();
-                let _ = self
-                    .raw
-                    .remove_container(&left.id.unwrap(), Some(options))
-                    .await;
+                let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+                let _ = self.raw.remove_container(&left.id.unwrap(), Some(options)).await;
             }
         }
         let volume = format!("sundown-host-{}", self.installation);
-        let _ = self
-            .raw
-            .remove_volume(&volume, None::<RemoveVolumeOptions>)
-            .await;
+        let _ = self.raw.remove_volume(&volume, None::<RemoveVolumeOptions>).await;
     }
 }
 
 /// Runs a claim on the real daemon, and cleans up before the claim's panic goes on.
 async fn on_real<F: Future<Output = ()> + Send + 'static>(claim: fn(Bench) -> F) {
-    let endpoint =
-        std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
+    let endpoint = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
     let bench = Bench::new(endpoint).await;
     let outcome = tokio::spawn(claim(bench.clone())).await;
     bench.clean_up().await;
@@ -183,12 +159,7 @@ async fn a_second_create_answers_name_taken(bench: Bench) {
     let spec = bench.spec(&["sleep", "inf"]);
     let id = bench.create(&spec).await;
     assert_eq!(bench.docker.create(&spec).await, Ok(Created::NameTaken));
-    let container = bench
-        .docker
-        .inspect(&container_name(spec.agent))
-        .await
-        .unwrap()
-        .unwrap();
+    let container = bench.docker.inspect(&container_name(spec.agent)).await.unwrap().unwrap();
     assert_eq!(container.id, id);
     assert!(container.ours);
 }
@@ -204,10 +175,7 @@ async fn a_missing_image_is_told_apart(bench: Bench) {
     let mut spec = bench.spec(&["sleep", "inf"]);
     spec.image = "sundown-test-absent:latest".to_owned();
     let refusal = bench.docker.create(&spec).await;
-    assert!(
-        matches!(refusal, Err(DockerError::ImageMissing(_))),
-        "{refusal:?}"
-    );
+    assert!(matches!(refusal, Err(DockerError::ImageMissing(_))), "{refusal:?}");
 }
 
 async fn a_bad_spec_is_rejected(bench: Bench) {
@@ -222,15 +190,9 @@ async fn a_bad_spec_is_rejected(bench: Bench) {
         let mut spec = bench.spec(&["sleep", "inf"]);
         spoil(&mut spec);
         let refusal = bench.docker.create(&spec).await;
-        assert!(
-            matches!(refusal, Err(DockerError::Rejected(_))),
-            "{refusal:?}"
-        );
+        assert!(matches!(refusal, Err(DockerError::Rejected(_))), "{refusal:?}");
         assert!(!format!("{refusal:?}").contains("hunter2"));
-        assert_eq!(
-            bench.docker.inspect(&container_name(spec.agent)).await,
-            Ok(None)
-        );
+        assert_eq!(bench.docker.inspect(&container_name(spec.agent)).await, Ok(None));
     }
 }
 
@@ -238,20 +200,14 @@ async fn inspect_tells_created_running_and_exited(bench: Bench) {
     let spec = bench.spec(&["sh", "-c", "echo ready; sleep 1; exit 3"]);
     let id = bench.create(&spec).await;
     let created = bench.docker.inspect(&id).await.unwrap().unwrap();
-    assert_eq!(
-        (created.status, created.ever_started),
-        (Status::Created, false)
-    );
+    assert_eq!((created.status, created.ever_started), (Status::Created, false));
     assert_eq!((created.exit_code, created.pid), (None, None));
     assert_eq!((created.agent, created.ours), (Some(spec.agent), true));
     assert_eq!((created.started_at, created.finished_at), (None, None));
 
     assert_eq!(bench.docker.start(&id).await, Ok(Started::Yes));
     let running = bench.docker.inspect(&id).await.unwrap().unwrap();
-    assert_eq!(
-        (running.status, running.ever_started),
-        (Status::Running, true)
-    );
+    assert_eq!((running.status, running.ever_started), (Status::Running, true));
     assert_eq!(running.exit_code, None);
     assert!(running.pid.is_some());
 
@@ -270,44 +226,22 @@ async fn a_second_start_of_a_running_container_is_harmless(bench: Bench) {
 }
 
 async fn docker_would_run_an_exited_container_again_and_ever_started_tells(bench: Bench) {
-    let id = bench
-        .run_to_the_end(&["sh", "-c", "echo ran; exit 0"])
-        .await;
-    assert!(
-        bench
-            .docker
-            .inspect(&id)
-            .await
-            .unwrap()
-            .unwrap()
-            .ever_started
-    );
+    let id = bench.run_to_the_end(&["sh", "-c", "echo ran; exit 0"]).await;
+    assert!(bench.docker.inspect(&id).await.unwrap().unwrap().ever_started);
     assert_eq!(bench.docker.start(&id).await, Ok(Started::Yes));
     assert_eq!(bench.docker.wait_stopped(&id, LONG).await, Ok(true));
-    assert_eq!(
-        bench.docker.tail(&id, 100).await.unwrap().bytes,
-        b"ran\nran\n"
-    );
+    assert_eq!(bench.docker.tail(&id, 100).await.unwrap().bytes, b"ran\nran\n");
 }
 
 async fn signals_tell_running_stopped_and_gone_apart(bench: Bench) {
     let docker = &bench.docker;
     let id = bench.create(&bench.spec(&["sleep", "inf"])).await;
-    assert_eq!(
-        docker.signal(&id, Signal::Term).await,
-        Ok(Signalled::NotRunning)
-    );
+    assert_eq!(docker.signal(&id, Signal::Term).await, Ok(Signalled::NotRunning));
     assert_eq!(docker.start(&id).await, Ok(Started::Yes));
     assert_eq!(docker.signal(&id, Signal::Kill).await, Ok(Signalled::Sent));
     assert_eq!(docker.wait_stopped(&id, LONG).await, Ok(true));
-    assert_eq!(
-        docker.inspect(&id).await.unwrap().unwrap().exit_code,
-        Some(137)
-    );
-    assert_eq!(
-        docker.signal(&id, Signal::Kill).await,
-        Ok(Signalled::NotRunning)
-    );
+    assert_eq!(docker.inspect(&id).await.unwrap().unwrap().exit_code, Some(137));
+    assert_eq!(docker.signal(&id, Signal::Kill).await, Ok(Signalled::NotRunning));
     docker.remove(&id).await.unwrap();
     assert_eq!(docker.signal(&id, Signal::Kill).await, Ok(Signalled::Gone));
 }
@@ -325,30 +259,19 @@ async fn a_container_that_is_gone_is_gone_for_every_call(bench: Bench) {
 
 async fn term_can_be_ignored_and_kill_cannot(bench: Bench) {
     let docker = &bench.docker;
-    let id = bench
-        .run(&["sh", "-c", "trap '' TERM; echo ready; sleep inf"])
-        .await;
+    let id = bench.run(&["sh", "-c", "trap '' TERM; echo ready; sleep inf"]).await;
     // Before it has said so, the trap is not set.
     let mut output = Box::pin(docker.logs(&id, true, None, false).unwrap());
     assert_eq!(output.next().await.unwrap().unwrap(), "ready\n");
     assert_eq!(docker.signal(&id, Signal::Term).await, Ok(Signalled::Sent));
-    assert_eq!(
-        docker.wait_stopped(&id, Duration::from_millis(300)).await,
-        Ok(false)
-    );
+    assert_eq!(docker.wait_stopped(&id, Duration::from_millis(300)).await, Ok(false));
     assert_eq!(docker.signal(&id, Signal::Kill).await, Ok(Signalled::Sent));
     assert_eq!(docker.wait_stopped(&id, LONG).await, Ok(true));
 }
 
 async fn waiting_is_bounded(bench: Bench) {
     let id = bench.run(&["sleep", "inf"]).await;
-    assert_eq!(
-        bench
-            .docker
-            .wait_stopped(&id, Duration::from_millis(50))
-            .await,
-        Ok(false)
-    );
+    assert_eq!(bench.docker.wait_stopped(&id, Duration::from_millis(50)).await, Ok(false));
     let created = bench.create(&bench.spec(&["sleep", "inf"])).await;
     assert_eq!(bench.docker.wait_stopped(&created, LONG).await, Ok(true));
 }
@@ -357,9 +280,7 @@ async fn list_finds_ours_in_any_status_and_not_others(bench: Bench) {
     let created = bench.create(&bench.spec(&["sleep", "inf"])).await;
     let running = bench.run(&["sleep", "inf"]).await;
     let exited = bench.run_to_the_end(&["sh", "-c", "exit 0"]).await;
-    let other = Docker::connect(&bench.endpoint, Uuid::new_v4())
-        .await
-        .unwrap();
+    let other = Docker::connect(&bench.endpoint, Uuid::new_v4()).await.unwrap();
     let theirs = match other.create(&bench.spec(&["sleep", "inf"])).await.unwrap() {
         Created::New(id) => id,
         Created::NameTaken => panic!("a fresh name is taken"),
@@ -369,20 +290,13 @@ async fn list_finds_ours_in_any_status_and_not_others(bench: Bench) {
     other.remove(&theirs).await.unwrap();
 
     let found: HashMap<&str, Status> = listed.iter().map(|c| (c.id.as_str(), c.status)).collect();
-    let expected = [
-        (created.as_str(), Status::Created),
-        (running.as_str(), Status::Running),
-        (exited.as_str(), Status::Exited),
-    ];
+    let expected = [(created.as_str(), Status::Created), (running.as_str(), Status::Running), (exited.as_str(), Status::Exited)];
     assert_eq!(found, expected.into());
     for container in &listed {
         assert_eq!(container.names, [container_name(container.agent.unwrap())]);
         assert_eq!(container.labels["sundown.longest_life"], "600");
     }
-    assert_eq!(
-        listed_by_other.iter().map(|c| &c.id).collect::<Vec<_>>(),
-        [&theirs]
-    );
+    assert_eq!(listed_by_other.iter().map(|c| &c.id).collect::<Vec<_>>(), [&theirs]);
 }
 
 async fn events_deliver_a_die(bench: Bench) {
@@ -399,10 +313,7 @@ async fn events_deliver_a_die(bench: Bench) {
     let die = async {
         loop {
             let event = events.next().await.unwrap().unwrap();
-            assert_eq!(
-                (event.container_id.as_str(), event.agent),
-                (id.as_str(), Some(spec.agent))
-            );
+            assert_eq!((event.container_id.as_str(), event.agent), (id.as_str(), Some(spec.agent)));
             if event.kind == EventKind::Die {
                 break;
             }
@@ -418,28 +329,18 @@ async fn events_deliver_a_die(bench: Bench) {
 }
 
 async fn following_the_output_ends_with_the_container(bench: Bench) {
-    let id = bench
-        .run(&["sh", "-c", "echo first; sleep 1; echo last; exit 0"])
-        .await;
+    let id = bench.run(&["sh", "-c", "echo first; sleep 1; echo last; exit 0"]).await;
     let output = bench.docker.logs(&id, true, None, false).unwrap();
-    let text: Vec<u8> =
-        tokio::time::timeout(LONG, output.map(|chunk| chunk.unwrap().to_vec()).concat())
-            .await
-            .unwrap();
+    let text: Vec<u8> = tokio::time::timeout(LONG, output.map(|chunk| chunk.unwrap().to_vec()).concat()).await.unwrap();
     assert_eq!(text, b"first\nlast\n");
     let last = bench.docker.logs(&id, false, Some(1), false).unwrap();
-    assert_eq!(
-        last.map(|chunk| chunk.unwrap().to_vec()).concat().await,
-        b"last\n"
-    );
+    assert_eq!(last.map(|chunk| chunk.unwrap().to_vec()).concat().await, b"last\n");
 }
 
 async fn the_host_keeps_one_identity_per_installation(bench: Bench) {
     let proposed = Uuid::new_v4();
     assert_eq!(bench.docker.host_identity(proposed).await, Ok(proposed));
-    let second = Docker::connect(&bench.endpoint, bench.installation)
-        .await
-        .unwrap();
+    let second = Docker::connect(&bench.endpoint, bench.installation).await.unwrap();
     assert_eq!(second.host_identity(Uuid::new_v4()).await, Ok(proposed));
 
     let other = Bench::new(bench.endpoint.clone()).await;
@@ -453,15 +354,7 @@ async fn a_foreign_container_with_our_name_is_not_ours(bench: Bench) {
     let spec = bench.spec(&["sleep", "inf"]);
     let name = container_name(spec.agent);
     let cmd = Some(vec!["sleep".to_owned(), "inf".to_owned()]);
-    bench
-        .foreign(
-            &name,
-            ContainerCreateBody {
-                cmd,
-                ..Default::default()
-            },
-        )
-        .await;
+    bench.foreign(&name, ContainerCreateBody { cmd, ..Default::default() }).await;
     assert_eq!(bench.docker.create(&spec).await, Ok(Created::NameTaken));
     let container = bench.docker.inspect(&name).await.unwrap().unwrap();
     assert_eq!((container.ours, container.agent), (false, None));
@@ -471,18 +364,11 @@ async fn a_foreign_container_with_our_name_is_not_ours(bench: Bench) {
 async fn a_container_with_another_agents_label_is_not_ours(bench: Bench) {
     let (agent, other) = (Uuid::new_v4(), Uuid::new_v4());
     let labels = HashMap::from([
-        (
-            "sundown.installation".to_owned(),
-            bench.installation.to_string(),
-        ),
+        ("sundown.installation".to_owned(), bench.installation.to_string()),
         ("sundown.agent".to_owned(), other.to_string()),
     ]);
     let cmd = Some(vec!["sleep".to_owned(), "inf".to_owned()]);
-    let body = ContainerCreateBody {
-        cmd,
-        labels: Some(labels),
-        ..Default::default()
-    };
+    let body = ContainerCreateBody { cmd, labels: Some(labels), ..Default::default() };
     let id = bench.foreign(&container_name(agent), body).await;
     let container = bench.docker.inspect(&id).await.unwrap().unwrap();
     assert_eq!((container.ours, container.agent), (false, Some(other)));
@@ -490,21 +376,12 @@ async fn a_container_with_another_agents_label_is_not_ours(bench: Bench) {
 
 async fn the_user_cannot_override_our_labels_or_environment(bench: Bench) {
     let mut spec = bench.spec(&["sleep", "inf"]);
-    spec.labels
-        .insert("sundown.agent".to_owned(), Uuid::new_v4().to_string());
+    spec.labels.insert("sundown.agent".to_owned(), Uuid::new_v4().to_string());
     spec.labels.insert("team".to_owned(), "blue".to_owned());
-    spec.env = [("SUNDOWN_AGENT_ID", "me"), ("A", "1"), ("A", "2")]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .to_vec();
+    spec.env = [("SUNDOWN_AGENT_ID", "me"), ("A", "1"), ("A", "2")].map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
     let id = bench.create(&spec).await;
     assert!(bench.docker.inspect(&id).await.unwrap().unwrap().ours);
-    let config = bench
-        .raw
-        .inspect_container(&id, None)
-        .await
-        .unwrap()
-        .config
-        .unwrap();
+    let config = bench.raw.inspect_container(&id, None).await.unwrap().config.unwrap();
     assert_eq!(config.labels.unwrap()["sundown.label.team"], "blue");
     let env = config.env.unwrap();
     assert!(env.contains(&format!("SUNDOWN_AGENT_ID={}", spec.agent)));
@@ -514,10 +391,7 @@ async fn the_user_cannot_override_our_labels_or_environment(bench: Bench) {
 async fn malformed_references_never_reach_the_daemon(bench: Bench) {
     for reference in ["", "/", "../json", "a?b", "a b", "json/../../info", "-a"] {
         let refusal = bench.docker.inspect(reference).await;
-        assert!(
-            matches!(refusal, Err(DockerError::Rejected(_))),
-            "{reference}: {refusal:?}"
-        );
+        assert!(matches!(refusal, Err(DockerError::Rejected(_))), "{reference}: {refusal:?}");
     }
 }
 
@@ -532,79 +406,40 @@ async fn the_daemon_describes_itself(bench: Bench) {
 async fn a_missing_executable_exits_127_through_the_init(bench: Bench) {
     let id = bench.run_to_the_end(&["no-such-executable"]).await;
     let container = bench.docker.inspect(&id).await.unwrap().unwrap();
-    assert_eq!(
-        (container.status, container.exit_code),
-        (Status::Exited, Some(127))
-    );
+    assert_eq!((container.status, container.exit_code), (Status::Exited, Some(127)));
     assert!(container.ever_started);
     let tail = bench.docker.tail(&id, 1000).await.unwrap();
-    assert!(
-        String::from_utf8(tail.bytes)
-            .unwrap()
-            .contains("exec no-such-executable failed")
-    );
+    assert!(String::from_utf8(tail.bytes).unwrap().contains("exec no-such-executable failed"));
 }
 
 async fn a_command_that_is_not_executable_exits_126_through_the_init(bench: Bench) {
     let id = bench.run_to_the_end(&["/etc"]).await;
-    assert_eq!(
-        bench.docker.inspect(&id).await.unwrap().unwrap().exit_code,
-        Some(126)
-    );
+    assert_eq!(bench.docker.inspect(&id).await.unwrap().unwrap().exit_code, Some(126));
 }
 
 async fn what_can_never_start_is_rejected_and_never_started(bench: Bench) {
     let command = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect());
     let hopeless = [
         // 400: without the init, the runtime itself looks for the executable.
-        ContainerCreateBody {
-            cmd: command(&["no-such-executable"]),
-            ..Default::default()
-        },
-        ContainerCreateBody {
-            cmd: command(&["/etc"]),
-            ..Default::default()
-        },
-        ContainerCreateBody {
-            cmd: command(&["/bin/sh/not-a-directory"]),
-            ..Default::default()
-        },
+        ContainerCreateBody { cmd: command(&["no-such-executable"]), ..Default::default() },
+        ContainerCreateBody { cmd: command(&["/etc"]), ..Default::default() },
+        ContainerCreateBody { cmd: command(&["/bin/sh/not-a-directory"]), ..Default::default() },
         // 500.
-        ContainerCreateBody {
-            cmd: command(&["true"]),
-            user: Some("no-such-user".to_owned()),
-            ..Default::default()
-        },
-        ContainerCreateBody {
-            cmd: command(&["true"]),
-            env: Some(vec!["A=\0".to_owned()]),
-            ..Default::default()
-        },
+        ContainerCreateBody { cmd: command(&["true"]), user: Some("no-such-user".to_owned()), ..Default::default() },
+        ContainerCreateBody { cmd: command(&["true"]), env: Some(vec!["A=\0".to_owned()]), ..Default::default() },
         // 404, though the container is there.
         ContainerCreateBody {
             cmd: command(&["true"]),
-            host_config: Some(HostConfig {
-                network_mode: Some("no-such-network".to_owned()),
-                ..Default::default()
-            }),
+            host_config: Some(HostConfig { network_mode: Some("no-such-network".to_owned()), ..Default::default() }),
             ..Default::default()
         },
     ];
     for (index, body) in hopeless.into_iter().enumerate() {
-        let id = bench
-            .foreign(&format!("sundown-test-{}", Uuid::new_v4()), body)
-            .await;
+        let id = bench.foreign(&format!("sundown-test-{}", Uuid::new_v4()), body).await;
         let refusal = bench.docker.start(&id).await;
-        assert!(
-            matches!(refusal, Err(DockerError::Rejected(_))),
-            "{index}: {refusal:?}"
-        );
+        assert!(matches!(refusal, Err(DockerError::Rejected(_))), "{index}: {refusal:?}");
         let container = bench.docker.inspect(&id).await.unwrap().unwrap();
-        assert_eq!(
-            (container.status, container.ever_started),
-            (Status::Created, false),
-            "{index}"
-        );
+        assert_eq!((container.status, container.ever_started), (Status::Created, false), "{index}");
         assert_eq!(container.exit_code, None, "{index}");
         assert!(!container.error.is_empty(), "{index}");
     }
@@ -625,9 +460,7 @@ async fn the_tail_keeps_the_last_bytes_even_nul(bench: Bench) {
     assert_eq!((all.bytes.len(), all.truncated), (100_005, false));
 
     // Short lines, of which a fixed number would not reach back far enough.
-    let id = bench
-        .run_to_the_end(&["sh", "-c", "yes '' | head -n 70000; echo end"])
-        .await;
+    let id = bench.run_to_the_end(&["sh", "-c", "yes '' | head -n 70000; echo end"]).await;
     let tail = bench.docker.tail(&id, LIMIT).await.unwrap();
     assert_eq!((tail.bytes.len(), tail.truncated), (LIMIT, true));
     assert!(tail.bytes.ends_with(b"\n\n\nend\n"));
@@ -653,30 +486,16 @@ async fn the_profile_is_hardened(bench: Bench) {
         }},
     });
     for (key, value) in expected.as_object().unwrap() {
-        let found = answer["HostConfig"]
-            .get(key)
-            .unwrap_or(&serde_json::Value::Null);
+        let found = answer["HostConfig"].get(key).unwrap_or(&serde_json::Value::Null);
         assert_eq!(found, value, "{key}");
     }
     assert_eq!(answer["Config"]["StopTimeout"], 10);
-    assert_eq!(
-        answer["Config"]["Healthcheck"]["Test"],
-        serde_json::json!(["NONE"])
-    );
+    assert_eq!(answer["Config"]["Healthcheck"]["Test"], serde_json::json!(["NONE"]));
 
-    let id = bench
-        .run_to_the_end(&[
-            "sh",
-            "-c",
-            "grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/1/status",
-        ])
-        .await;
+    let id = bench.run_to_the_end(&["sh", "-c", "grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/1/status"]).await;
     let status = bench.docker.tail(&id, 1000).await.unwrap().bytes;
     let status = String::from_utf8(status).unwrap().replace('\t', " ");
-    assert_eq!(
-        status,
-        "CapEff: 0000000000000000\nNoNewPrivs: 1\nSeccomp: 2\n"
-    );
+    assert_eq!(status, "CapEff: 0000000000000000\nNoNewPrivs: 1\nSeccomp: 2\n");
 }
 
 async fn an_oom_kill_shows_also_when_the_agent_survives_it(bench: Bench) {
