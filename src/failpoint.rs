@@ -9,10 +9,12 @@ pub fn hit(_name: &str) {}
 #[cfg(feature = "failpoints")]
 pub fn hit(name: &str) {
     use nix::sys::signal::{Signal, raise};
-    let ignored = match fail::eval(name, |action| action) {
-        Some(Some(action)) if action == "kill" => raise(Signal::SIGKILL),
-        Some(Some(action)) if action == "stop" => raise(Signal::SIGSTOP),
-        _ => Ok(()),
+    let signal = match fail::eval(name, |action| action).flatten().as_deref() {
+        Some("kill") => Signal::SIGKILL,
+        Some("stop") => Signal::SIGSTOP,
+        _ => return,
     };
-    drop(ignored);
+    if let Err(error) = raise(signal) {
+        tracing::error!(%error, name, "a failpoint could not raise its signal");
+    }
 }

@@ -19,30 +19,18 @@ const TAIL_PATIENCE: Duration = Duration::from_millis(1200);
 
 /// The whole finish, for an agent whose end was just seen. `row` needs no lease: its epoch decides who goes on.
 pub async fn end(replica: &Arc<Replica>, link: &Link, row: &Claim, mut facts: Facts, container: Option<&str>) -> Result<(), Error> {
-    let tail = match container {
-        // Read once and failed once, it is given up: the end matters more.
-        Some(container) if row.attempts <= 2 => {
-            let _lane = link.cleanups.acquire().await;
-            match tokio::time::timeout(TAIL_PATIENCE, link.docker.tail(container, TAIL)).await {
-                Ok(Ok(tail)) => Some((tail.bytes, tail.truncated)),
-                Ok(Err(error)) => {
-                    tracing::warn!(agent.id = %row.id, %error, "its log cannot be read");
-                    None
-                }
-                Err(_) => {
-                    tracing::warn!(agent.id = %row.id, "its log cannot be read in time");
-                    None
-                }
-            }
+    // Read once and failed once, it is given up: the end matters more.
+    if let Some(container) = container.filter(|_| row.attempts <= 2) {
+        let _lane = link.cleanups.acquire().await;
+        match tokio::time::timeout(TAIL_PATIENCE, link.docker.tail(container, TAIL)).await {
+            Ok(Ok(tail)) => facts.tail = Some(tail),
+            Ok(Err(error)) => tracing::warn!(agent.id = %row.id, %error, "its log cannot be read"),
+            Err(_) => tracing::warn!(agent.id = %row.id, "its log cannot be read in time"),
         }
-        _ => None,
-    };
-    if let Some((bytes, _)) = &tail {
-        never_executed(&mut facts, bytes);
     }
+    never_executed(&mut facts);
     failpoint::hit("finish.before_observe");
-    let tail = tail.as_ref().map(|(bytes, truncated)| (bytes.as_slice(), *truncated));
-    let Some(epoch) = replica.sql.observe(row.id, row.epoch, replica.id(), FINISH_LEASE, &facts, tail, None).await? else {
+    let Some(epoch) = replica.sql.observe(row, replica.id(), FINISH_LEASE, &facts, None).await? else {
         replica.metrics.leases_lost.inc();
         return Ok(());
     };
@@ -87,14 +75,12 @@ pub async fn try_again(replica: &Arc<Replica>, row: &Claim, error: &DockerError)
 }
 
 /// A container whose init could not execute the command has run, says Docker; the agent in it never did.
-fn never_executed(facts: &mut Facts, tail: &[u8]) {
-    if facts.reason != Some("exited") || !matches!(facts.exit_code, Some(126 | 127)) {
-        return;
-    }
-    let text = String::from_utf8_lossy(&tail[..tail.len().min(4096)]);
+fn never_executed(facts: &mut Facts) {
+    let (Some("exited"), Some(126 | 127), Some(tail)) = (facts.reason, facts.exit_code, &facts.tail) else { return };
+    let text = String::from_utf8_lossy(&tail.bytes[..tail.bytes.len().min(4096)]);
     if let Some(line) = text.lines().find(|line| line.starts_with("[FATAL tini") && line.contains("exec ")) {
         let words = line.split_once("] ").map_or(line, |(_, words)| words);
-        facts.reason = Some("start_failed");
         facts.error = Some(format!("the command cannot be executed: {words}"));
+        facts.reason = Some("start_failed");
     }
 }

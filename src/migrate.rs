@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use refinery::embed_migrations;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use tokio_postgres::{Client, Config, NoTls};
@@ -16,7 +15,10 @@ use crate::error::Error;
 use crate::serve::{self, Fatal};
 use crate::sql::Sql;
 
-embed_migrations!("migrations");
+mod tables {
+    refinery::embed_migrations!("migrations");
+}
+use tables::migrations;
 
 macro_rules! functions {
     ($($file:literal),* $(,)?) => {

@@ -126,7 +126,7 @@ fn ended(status: Status) -> bool {
 /// The facts of a failure to start, or of a loss.
 #[must_use]
 pub fn failed(reason: &'static str, error: Option<String>) -> Facts {
-    Facts { state: "failed", reason: Some(reason), exit_code: None, oom_killed: None, error }
+    Facts { state: "failed", reason: Some(reason), exit_code: None, oom_killed: None, error, tail: None }
 }
 
 fn expired(container: Option<&Container>) -> Facts {
@@ -136,6 +136,7 @@ fn expired(container: Option<&Container>) -> Facts {
         exit_code: container.and_then(code),
         oom_killed: container.map(|container| container.oom_killed),
         error: None,
+        tail: None,
     }
 }
 
@@ -144,12 +145,13 @@ fn by_itself(container: &Container) -> Facts {
     let error = Some(container.error.clone()).filter(|error| !error.is_empty());
     let (state, reason) = match exit_code {
         Some(0) => ("succeeded", "exited"),
-        _ if container.oom_killed => ("failed", "oom_killed"),
+        // The flag alone may stand for a child that was killed and survived by its agent.
+        Some(137) if container.oom_killed => ("failed", "oom_killed"),
         Some(_) => ("failed", "exited"),
         // Ended, and the daemon does not know how: it was lost.
         None => ("failed", "vanished"),
     };
-    Facts { state, reason: Some(reason), exit_code, oom_killed: Some(container.oom_killed), error }
+    Facts { state, reason: Some(reason), exit_code, oom_killed: Some(container.oom_killed), error, tail: None }
 }
 
 fn code(container: &Container) -> Option<i32> {

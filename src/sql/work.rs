@@ -9,6 +9,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::{Now, Param, Sql};
+use crate::docker::Tail;
 use crate::error::Error;
 
 /// A row in the hands of a replica, as much of it as deciding needs.
@@ -106,6 +107,8 @@ pub struct Facts {
     pub oom_killed: Option<bool>,
     /// In words.
     pub error: Option<String>,
+    /// The last output, once it was read.
+    pub tail: Option<Tail>,
 }
 
 impl Sql {
@@ -251,22 +254,14 @@ impl Sql {
         self.one(super::SIGNALLED, params, "due_in").await
     }
 
-    /// First step of the finish. Answers the new epoch; `None`: somebody else is at it.
-    pub async fn observe(
-        &self,
-        id: Uuid,
-        epoch: i32,
-        replica: i32,
-        lease: Duration,
-        facts: &Facts,
-        tail: Option<(&[u8], bool)>,
-        now: Now,
-    ) -> Result<Option<i32>, Error> {
+    /// First step of the finish, with the tail of the log. Answers the new epoch; `None`: somebody else is at it.
+    pub async fn observe(&self, row: &Claim, replica: i32, lease: Duration, facts: &Facts, now: Now) -> Result<Option<i32>, Error> {
         let lease = lease.as_secs_f64();
-        let (tail, truncated) = (tail.map(|(bytes, _)| bytes), tail.is_some_and(|(_, truncated)| truncated));
+        let tail = facts.tail.as_ref().map(|tail| tail.bytes.as_slice());
+        let truncated = facts.tail.as_ref().is_some_and(|tail| tail.truncated);
         let params: &[Param<'_>] = &[
-            (&id, Type::UUID),
-            (&epoch, Type::INT4),
+            (&row.id, Type::UUID),
+            (&row.epoch, Type::INT4),
             (&replica, Type::INT4),
             (&lease, Type::FLOAT8),
             (&facts.state, Type::TEXT),
