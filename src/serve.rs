@@ -4,9 +4,11 @@
 //! goes first, then claims stop, then the work in hand is finished or its leases returned, then the streams end.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_postgres::Config;
@@ -112,8 +114,9 @@ async fn serve(config: &Serve, pooled: &Config, direct: &Config, listener: TcpLi
     loops.spawn(named("notifier", notifier::run(Arc::clone(&replica))));
     loops.spawn(named("upkeep", upkeep::run(Arc::clone(&replica))));
     let closing = CancellationToken::new();
-    let door = http::Door::new(door, Arc::clone(&replica));
-    loops.spawn(named("http", http::serve(listener, Arc::clone(&door), closing.clone())));
+    let door = door_state(door, &replica);
+    let ready = Arc::clone(&door.ready);
+    loops.spawn(named("http", http::serve(listener, door, closing.clone())));
 
     let broken = tokio::select! {
         () = shutdown.cancelled() => None,
@@ -124,7 +127,7 @@ async fn serve(config: &Serve, pooled: &Config, direct: &Config, listener: TcpLi
             None => "there are no loops".to_owned(),
         }),
     };
-    door.draining.store(true, Ordering::Release);
+    ready.draining.store(true, Ordering::Release);
     replica.stop.cancel();
     if let Some(broken) = broken {
         // Whatever it had in hand comes due again; a replica that has lost a loop must not be trusted to tidy up.
@@ -134,6 +137,36 @@ async fn serve(config: &Serve, pooled: &Config, direct: &Config, listener: TcpLi
     closing.cancel();
     let _ended = tokio::time::timeout(Duration::from_secs(5), async { while loops.join_next().await.is_some() {} }).await;
     Ok(())
+}
+
+/// What http is given: its own connections, and the few things that it may do to the rest of the process.
+fn door_state(sql: Sql, replica: &Arc<Replica>) -> Arc<http::State> {
+    let mut registry = Registry::default();
+    replica.metrics.register(&mut registry);
+    let meters = http::Meters::register(&mut registry);
+    let (poked, logged, asked) = (Arc::clone(replica), Arc::clone(replica), Arc::clone(replica));
+    Arc::new(http::State {
+        sql,
+        poke: Box::new(move |due_in| {
+            poked.wakes.look_everywhere();
+            poked.wakes.arm(due_in.as_secs_f64());
+        }),
+        ready: Arc::new(http::Readiness {
+            draining: AtomicBool::new(false),
+            host_reachable: Box::new(move || !asked.reachable().is_empty()),
+        }),
+        live_log: Box::new(move |host, container, query| {
+            let link = logged.link(host)?;
+            let tail = query.tail.and_then(|lines| usize::try_from(lines).ok());
+            let stream = match link.docker.logs(&container, query.follow, tail, false) {
+                Ok(stream) => stream.map_err(|error| error.to_string()).boxed(),
+                Err(error) => stream::once(async move { Err(error.to_string()) }).boxed(),
+            };
+            Some(stream)
+        }),
+        metrics: Arc::new(registry),
+        meters,
+    })
 }
 
 /// Finishes the work in hand, or gives its leases back.

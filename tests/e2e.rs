@@ -95,8 +95,11 @@ async fn an_agent_that_ignores_the_signal_is_killed_after_its_grace() {
     let _replica = Replica::start(&db.url(), &[]).await;
     let id = submit(&client, "trap '' TERM; while true; do sleep 1; done", ", ttl => '1s', grace => '1s'").await;
     assert_eq!(outcome(&client, id).await, end("expired", "ttl_expired", Some(137)));
-    let patient: bool =
-        client.query_one("select killed_at >= signalled_at + interval '1 s' from sundown.agent_outcome where id = $1", &[&id]).await.unwrap().get(0);
+    let patient: bool = client
+        .query_one("select killed_at >= signalled_at + interval '1 s' from sundown.agent_outcome where id = $1", &[&id])
+        .await
+        .unwrap()
+        .get(0);
     assert!(patient, "SIGKILL came before the grace was over");
     docker::leave_nothing(&client).await;
 }
@@ -135,7 +138,8 @@ async fn what_cannot_start_fails_with_its_reason_and_frees_its_slot() {
     let _replica = Replica::start(&db.url(), &[("SUNDOWN_CAPACITY", "1")]).await;
     let missing: Uuid = client.query_one("select sundown.submit(image => 'sundown-no-such-image')", &[]).await.unwrap().get(0);
     assert_eq!(outcome(&client, missing).await, end("failed", "image_missing", None));
-    let command: Uuid = client.query_one("select sundown.submit(image => $1, command => array['/no/such/command'])", &[&image()]).await.unwrap().get(0);
+    let command: Uuid =
+        client.query_one("select sundown.submit(image => $1, command => array['/no/such/command'])", &[&image()]).await.unwrap().get(0);
     assert_eq!(outcome(&client, command).await, end("failed", "start_failed", Some(127)));
     // More cores than any machine has: the daemon refuses to create it.
     let greedy = submit(&client, "true", ", cpus => 512").await;
@@ -246,7 +250,8 @@ async fn killed_at(point: &str, script: &str, more: &str, expected: (String, Str
     assert_eq!(outcome(&client, id).await, expected, "killed at {point}");
     assert_eq!(watch.starts(id), 1, "killed at {point}");
     assert!(!docker::exists(&format!("sundown-{id}")), "killed at {point}");
-    let log: Option<Vec<u8>> = client.query_opt("select tail from sundown.agent_log where id = $1", &[&id]).await.unwrap().map(|row| row.get(0));
+    let log: Option<Vec<u8>> =
+        client.query_opt("select tail from sundown.agent_log where id = $1", &[&id]).await.unwrap().map(|row| row.get(0));
     assert_eq!(log.as_deref(), Some(&b"hello\n"[..]), "killed at {point}: the log is lost");
     let used: i32 = client.query_one("select used from sundown.host_slot", &[]).await.unwrap().get(0);
     assert_eq!(used, 0, "killed at {point}: a slot leaked");
@@ -303,7 +308,10 @@ async fn a_wish_to_end_it_wins_at_every_step_of_a_start() {
         // The one that stood still goes on, past its lease, and must not start it after all.
         first.signal(Signal::SIGCONT);
         let name = format!("sundown-{id}");
-        harness::eventually(&format!("nothing is left of it ({point})"), Duration::from_secs(30), async || (!docker::exists(&name)).then_some(())).await;
+        harness::eventually(&format!("nothing is left of it ({point})"), Duration::from_secs(30), async || {
+            (!docker::exists(&name)).then_some(())
+        })
+        .await;
         assert!(watch.starts(id) <= 1, "stopped at {point}");
         docker::leave_nothing(&client).await;
     }
@@ -432,7 +440,10 @@ async fn a_notification_wakes_a_replica_that_polls_once_an_hour() {
     let client = db.client().await;
     let _replica = Replica::start(&db.url(), &[("SUNDOWN_POLL", "1h")]).await;
     harness::eventually("the replica listens", Duration::from_secs(10), async || {
-        client.query_opt("select 1 from pg_stat_activity where datname = current_database() and query ilike 'notify sundown_probe%'", &[]).await.unwrap()
+        client
+            .query_opt("select 1 from pg_stat_activity where datname = current_database() and query ilike 'notify sundown_probe%'", &[])
+            .await
+            .unwrap()
     })
     .await;
     let id = submit(&client, "exit 0", ", notify => 'always'").await;
@@ -465,7 +476,11 @@ async fn sigterm_finishes_the_work_in_hand_and_ends_well() {
     assert_eq!(status.code(), Some(0), "{}", replica.log());
     let row = client.query_one("select state, leased_by is null from sundown.agent_live where id = $1", &[&id]).await.unwrap();
     assert_eq!((row.get::<_, &str>(0), row.get::<_, bool>(1)), ("running", true), "the start in hand was not finished");
-    let left: i64 = client.query_one("select (select count(*) from sundown.replica) + (select count(*) from sundown.keeper)", &[]).await.unwrap().get(0);
+    let left: i64 = client
+        .query_one("select (select count(*) from sundown.replica) + (select count(*) from sundown.keeper)", &[])
+        .await
+        .unwrap()
+        .get(0);
     assert_eq!(left, 0);
     client.execute("select sundown.terminate($1)", &[&id]).await.unwrap();
     let _other = Replica::start(&db.url(), &[]).await;
@@ -508,7 +523,11 @@ async fn a_sweep_without_a_server_ends_everything() {
     let all = sundown().args(["sweep", "--wait"]).env("SUNDOWN_DATABASE_URL", db.url()).output().unwrap();
     assert!(all.status.success(), "{}", String::from_utf8_lossy(&all.stderr));
     let counts: serde_json::Value = serde_json::from_slice(&all.stdout).unwrap();
-    assert_eq!((counts["waiting"].as_i64(), counts["running"].as_i64(), counts["terminating"].as_i64()), (Some(0), Some(0), Some(0)), "{counts}");
+    assert_eq!(
+        (counts["waiting"].as_i64(), counts["running"].as_i64(), counts["terminating"].as_i64()),
+        (Some(0), Some(0), Some(0)),
+        "{counts}"
+    );
     assert_eq!(outcome(&client, done).await, end("succeeded", "exited", Some(0)));
     assert_eq!(outcome(&client, late).await, end("expired", "ttl_expired", Some(143)));
     assert_eq!(outcome(&client, stubborn).await, end("expired", "ttl_expired", Some(137)));

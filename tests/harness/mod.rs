@@ -158,8 +158,9 @@ async fn connect(config: &Config) -> Client {
 }
 
 fn server() -> Config {
-    let url = std::env::var("SUNDOWN_TEST_DATABASE_URL")
-        .unwrap_or_else(|_| panic!("run scripts/test, or set SUNDOWN_TEST_DATABASE_URL to a superuser's connection to a Postgres for tests"));
+    let url = std::env::var("SUNDOWN_TEST_DATABASE_URL").unwrap_or_else(|_| {
+        panic!("run scripts/test, or set SUNDOWN_TEST_DATABASE_URL to a superuser's connection to a Postgres for tests")
+    });
     url.parse().expect("SUNDOWN_TEST_DATABASE_URL is an address of Postgres")
 }
 
@@ -169,7 +170,12 @@ async fn template(admin: &Config) -> String {
     let client = connect(admin).await;
     let exists = format!("select exists (select from pg_database where datname = '{name}')");
     // Polled: a session that waits for a lock holds a snapshot.
-    while !client.query_one("select pg_try_advisory_lock(hashtextextended('sundown test template', 0))", &[]).await.unwrap().get::<_, bool>(0) {
+    while !client
+        .query_one("select pg_try_advisory_lock(hashtextextended('sundown test template', 0))", &[])
+        .await
+        .unwrap()
+        .get::<_, bool>(0)
+    {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     if !client.query_one(&exists, &[]).await.unwrap().get::<_, bool>(0) {

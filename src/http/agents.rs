@@ -1,0 +1,145 @@
+//! The routes of agents: submit, get, list, terminate, extend. An agent's JSON is what Postgres made of it and passes through
+//! unread.
+
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
+use hyper::{Request, StatusCode};
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::problem::{self, Problem};
+use super::request::{Query, body, id, key};
+use super::routes::{Answer, ask, json};
+use super::{Caller, LONGEST_WAIT};
+use crate::agent::{Submission, extension, seconds};
+
+const STATES: [&str; 6] = ["pending", "running", "terminating", "succeeded", "failed", "expired"];
+/// Between two looks while a client waits for an end.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// `POST /agents`
+pub async fn submit(caller: &Caller, request: Request<Incoming>) -> Answer {
+    Query::of(&request)?.done()?;
+    let key = key(&request)?;
+    let submission = Submission::parse(&body(request).await?)?;
+    let state = caller.state.clone();
+    let (id, agent, is_new) = ask(async move {
+        let accepted = state.sql.submit(&submission, key.as_deref()).await?;
+        if accepted.2 {
+            (state.poke)(Duration::ZERO);
+        }
+        Ok(accepted)
+    })
+    .await?;
+    let mut response = json(if is_new { StatusCode::CREATED } else { StatusCode::OK }, agent);
+    if let Ok(location) = HeaderValue::try_from(format!("/agents/{id}")) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// `GET /agents/{id}`
+pub async fn get(caller: &Caller, agent: &str, request: &Request<Incoming>) -> Answer {
+    let id = id(agent)?;
+    let mut query = Query::of(request)?;
+    let wait = query.one("wait", "a duration of at most 60 s", |text| {
+        seconds(text).ok().and_then(|wait| Duration::try_from_secs_f64(wait).ok()).filter(|wait| *wait <= LONGEST_WAIT)
+    })?;
+    query.done()?;
+    let until = Instant::now() + wait.unwrap_or_default();
+    loop {
+        let (agent, ended) = read(caller, id).await?;
+        let remaining = until.saturating_duration_since(Instant::now());
+        if ended || remaining.is_zero() || caller.shutdown.is_cancelled() {
+            return Ok(json(StatusCode::OK, agent));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK.min(remaining)) => {}
+            () = caller.shutdown.cancelled() => {}
+        }
+    }
+}
+
+/// One agent's record, and whether it has ended.
+pub async fn read(caller: &Caller, id: Uuid) -> Result<(String, bool), Problem> {
+    let state = caller.state.clone();
+    ask(async move { state.sql.get_agent(id).await }).await?.ok_or_else(unknown)
+}
+
+/// `GET /agents`
+pub async fn list(caller: &Caller, request: &Request<Incoming>) -> Answer {
+    let mut query = Query::of(request)?;
+    let state = query.one("state", "one of pending, running, terminating, succeeded, failed, expired", |text| {
+        STATES.into_iter().find(|state| *state == text)
+    })?;
+    let limit = query.one("limit", "a number between 1 and 1000", |text| text.parse::<usize>().ok().filter(|n| (1..=1000).contains(n)))?;
+    let cursor = query.one("cursor", "the `next` of an earlier page", |text| Uuid::try_parse(text).ok())?;
+    let labels = labels(query.all("label"))?;
+    query.done()?;
+    let limit = limit.unwrap_or(100);
+    let sql = caller.state.sql.clone();
+    // One more than asked for tells whether there is a next page.
+    let mut page = ask(async move { sql.list_agents(state, labels.as_ref(), cursor, limit as i64 + 1).await }).await?;
+    let more = page.len() > limit;
+    page.truncate(limit);
+    let next = match page.last() {
+        Some((id, _)) if more => format!("\"{id}\""),
+        _ => "null".to_owned(),
+    };
+    let agents: Vec<String> = page.into_iter().map(|(_, agent)| agent).collect();
+    Ok(json(StatusCode::OK, format!(r#"{{"agents":[{}],"next":{next}}}"#, agents.join(","))))
+}
+
+fn labels(wanted: Vec<String>) -> Result<Option<Value>, Problem> {
+    let mut labels = Map::new();
+    for pair in wanted {
+        let Some((key, value)) = pair.split_once('=') else {
+            return Err(Problem::parameter("label", "a pair such as team=blue"));
+        };
+        if labels.insert(key.to_owned(), Value::String(value.to_owned())).is_some() {
+            return Err(Problem::parameter("label", "there once for each key"));
+        }
+    }
+    Ok((!labels.is_empty()).then_some(Value::Object(labels)))
+}
+
+/// `DELETE /agents/{id}`
+pub async fn terminate(caller: &Caller, agent: &str, request: &Request<Incoming>) -> Answer {
+    let id = id(agent)?;
+    Query::of(request)?.done()?;
+    let state = caller.state.clone();
+    let actor = format!("http {}", caller.peer.ip());
+    let record = ask(async move {
+        let after = state.sql.terminate(id, &actor).await?;
+        if after == "terminating" {
+            (state.poke)(Duration::ZERO);
+        }
+        state.sql.get_agent(id).await
+    });
+    // The record decides: it may have ended since it was asked to.
+    let (agent, ended) = record.await?.ok_or_else(unknown)?;
+    Ok(json(if ended { StatusCode::OK } else { StatusCode::ACCEPTED }, agent))
+}
+
+/// `PATCH /agents/{id}`
+pub async fn extend(caller: &Caller, agent: &str, request: Request<Incoming>) -> Answer {
+    let id = id(agent)?;
+    Query::of(&request)?.done()?;
+    let ttl = extension(&body(request).await?)?;
+    let state = caller.state.clone();
+    let record = ask(async move {
+        let due_in = state.sql.extend(id, ttl).await?;
+        (state.poke)(Duration::try_from_secs_f64(due_in.unwrap_or_default()).unwrap_or_default());
+        state.sql.get_agent(id).await
+    });
+    let (agent, _ended) = record.await?.ok_or_else(unknown)?;
+    Ok(json(StatusCode::OK, agent))
+}
+
+/// What is said about an id that nobody has.
+pub fn unknown() -> Problem {
+    Problem::new(&problem::UNKNOWN_AGENT, "there is no such agent")
+}
