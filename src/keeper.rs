@@ -28,6 +28,8 @@ const LIST: Duration = Duration::from_secs(5);
 pub const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 /// How long to leave a daemon alone that did not answer.
 const RECONNECT: Duration = Duration::from_millis(500);
+/// How far behind the keeper everybody else looks at a death: a dead keeper costs a moment, and needs no failure detection.
+const DEATH_LAG: Duration = Duration::from_secs(1);
 /// A container may die before the row says that it runs: how long to remember that it did.
 const EARLY_DEATH: Duration = Duration::from_secs(10);
 
@@ -82,12 +84,13 @@ async fn serve(replica: &Arc<Replica>, host: &Host, silent: &mut bool) -> Result
     replica.wakes.look_at_everything();
     let mut events = pin!(link.docker.events());
     let mut orphans = Orphans::default();
-    let mut early: HashMap<Uuid, (Instant, Duration)> = HashMap::new();
+    let mut dead: HashMap<Uuid, (Instant, Duration)> = HashMap::new();
     let mut list = tokio::time::interval(LIST);
     list.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut listening = true;
+    let mut looked = false;
     loop {
-        let retry = early.values().map(|(since, pause)| *since + *pause).min();
+        let retry = dead.values().map(|(since, pause)| *since + *pause).min();
         let retry = async {
             match retry {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -99,7 +102,8 @@ async fn serve(replica: &Arc<Replica>, host: &Host, silent: &mut bool) -> Result
                 Some(Ok(event)) => {
                     // Our own removals say destroy, too; what somebody else removed is found here as well.
                     if let (EventKind::Die | EventKind::Destroy, Some(agent)) = (event.kind, event.agent) {
-                        early.insert(agent, (Instant::now(), Duration::ZERO));
+                        let lag = if link.keeps.load(Ordering::Acquire) { Duration::ZERO } else { DEATH_LAG };
+                        dead.insert(agent, (Instant::now(), lag));
                     }
                 }
                 Some(Err(_)) | None => {
@@ -108,8 +112,10 @@ async fn serve(replica: &Arc<Replica>, host: &Host, silent: &mut bool) -> Result
                 }
             },
             _ = list.tick() => {
-                if link.keeps.load(Ordering::Acquire) {
-                    pass(replica, &link, &mut orphans).await?;
+                // Whoever just connected looks, too: its keeper may have died with what it had seen.
+                if link.keeps.load(Ordering::Acquire) || !looked {
+                    survived(replica, pass(replica, &link, &mut orphans).await).await?;
+                    looked = true;
                 } else {
                     link.docker.ping().await?;
                 }
@@ -118,37 +124,47 @@ async fn serve(replica: &Arc<Replica>, host: &Host, silent: &mut bool) -> Result
                     listening = true;
                 }
             }
-            () = retry => deaths(replica, &link, &mut early).await?,
+            () = retry => survived(replica, deaths(replica, &link, &mut dead).await).await?,
+        }
+    }
+}
+
+/// A host is not out of reach because the database is: what was not done is done later.
+async fn survived<T>(replica: &Replica, result: Result<T, Trouble>) -> Result<(), DockerError> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(Trouble::Docker(error)) => Err(error),
+        Err(Trouble::Database(error)) => {
+            replica.metrics.database_errors.inc();
+            tracing::debug!(%error, "a look at a host was cut short");
+            tokio::time::sleep(RECONNECT).await;
+            Ok(())
         }
     }
 }
 
 /// Looks at agents whose containers are said to have died.
-async fn deaths(replica: &Arc<Replica>, link: &Arc<Link>, early: &mut HashMap<Uuid, (Instant, Duration)>) -> Result<(), Trouble> {
+async fn deaths(replica: &Arc<Replica>, link: &Arc<Link>, dead: &mut HashMap<Uuid, (Instant, Duration)>) -> Result<(), Trouble> {
     let now = Instant::now();
-    let due: Vec<Uuid> = early.iter().filter(|(_, (since, pause))| *since + *pause <= now).map(|(id, _)| *id).collect();
-    if !link.keeps.load(Ordering::Acquire) {
-        early.clear();
-        return Ok(());
-    }
+    let due: Vec<Uuid> = dead.iter().filter(|(_, (since, pause))| *since + *pause <= now).map(|(id, _)| *id).collect();
     let rows = replica.sql.on_host(link.id, Some(&due)).await?;
     for id in &due {
         match rows.iter().find(|(row, _)| row.id == *id) {
             // Not said to run yet: whoever starts it is about to say so.
             Some((row, _)) if row.state == "pending" => {
-                let next = early.get(id).map(|(_, pause)| (*pause * 2).max(Duration::from_millis(20)));
+                let next = dead.get(id).map(|(_, pause)| (*pause * 2).max(Duration::from_millis(20)));
                 match next.filter(|pause| *pause <= EARLY_DEATH) {
-                    Some(pause) => early.insert(*id, (now, pause)),
-                    None => early.remove(id),
+                    Some(pause) => dead.insert(*id, (now, pause)),
+                    None => dead.remove(id),
                 };
             }
             Some((row, false)) => {
-                early.remove(id);
+                dead.remove(id);
                 judge_later(replica, link, row.clone());
             }
             // In somebody's hands, or ended.
             Some((_, true)) | None => {
-                early.remove(id);
+                dead.remove(id);
             }
         }
     }
