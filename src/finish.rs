@@ -31,7 +31,7 @@ pub async fn end(replica: &Arc<Replica>, link: &Link, row: &Claim, mut facts: Fa
     never_executed(&mut facts);
     failpoint::hit("finish.before_observe");
     let Some(epoch) = replica.sql.observe(row, replica.id(), FINISH_LEASE, &facts, None).await? else {
-        replica.metrics.leases_lost.inc();
+        replica.lease_lost(row.id, "observe");
         return Ok(());
     };
     failpoint::hit("finish.observed");
@@ -51,7 +51,7 @@ pub async fn remove_and_record(replica: &Arc<Replica>, link: &Link, row: &Claim,
     }
     failpoint::hit("finish.removed");
     if replica.sql.finish(row.host, &[(row.id, row.epoch)], None).await?.is_empty() {
-        replica.metrics.leases_lost.inc();
+        replica.lease_lost(row.id, "finish");
         return Ok(());
     }
     failpoint::hit("finish.recorded");

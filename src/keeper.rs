@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::docker::{Docker, DockerError, EventKind, Listed, Status, container_name};
+use crate::docker::{Docker, DockerError, Event, EventKind, Listed, Status, container_name};
 use crate::error::Error;
 use crate::finish;
 use crate::reconcile::{Action, Seen, reconcile};
@@ -29,7 +29,7 @@ pub const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 /// How long to leave a daemon alone that did not answer.
 const RECONNECT: Duration = Duration::from_millis(500);
 /// How far behind the keeper everybody else looks at a death: a dead keeper costs a moment, and needs no failure detection.
-const DEATH_LAG: Duration = Duration::from_secs(1);
+const DEATH_LAG: Duration = Duration::from_millis(250);
 /// A container may die before the row says that it runs: how long to remember that it did.
 const EARLY_DEATH: Duration = Duration::from_secs(10);
 
@@ -99,13 +99,7 @@ async fn serve(replica: &Arc<Replica>, host: &Host, silent: &mut bool) -> Result
         };
         tokio::select! {
             event = events.next(), if listening => match event {
-                Some(Ok(event)) => {
-                    // Our own removals say destroy, too; what somebody else removed is found here as well.
-                    if let (EventKind::Die | EventKind::Destroy, Some(agent)) = (event.kind, event.agent) {
-                        let lag = if link.keeps.load(Ordering::Acquire) { Duration::ZERO } else { DEATH_LAG };
-                        dead.insert(agent, (Instant::now(), lag));
-                    }
-                }
+                Some(Ok(event)) => hint(event, link.keeps.load(Ordering::Acquire), &mut dead),
                 Some(Err(_)) | None => {
                     listening = false;
                     list.reset_immediately();
@@ -127,6 +121,19 @@ async fn serve(replica: &Arc<Replica>, host: &Host, silent: &mut bool) -> Result
             () = retry => survived(replica, deaths(replica, &link, &mut dead).await).await?,
         }
     }
+}
+
+/// Notes what an event says about an agent.
+fn hint(event: Event, keeps: bool, dead: &mut HashMap<Uuid, (Instant, Duration)>) {
+    let Some(agent) = event.agent else { return };
+    match (event.kind, keeps) {
+        // Our own removals say destroy, too; what somebody else removed is found here as well.
+        (EventKind::Die | EventKind::Destroy, true) => dead.insert(agent, (Instant::now(), Duration::ZERO)),
+        (EventKind::Die, false) => dead.insert(agent, (Instant::now(), DEATH_LAG)),
+        // Its keeper was quicker, as it should be.
+        (EventKind::Destroy, false) => dead.remove(&agent),
+        (EventKind::Start | EventKind::Oom, _) => None,
+    };
 }
 
 /// A host is not out of reach because the database is: what was not done is done later.

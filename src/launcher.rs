@@ -183,7 +183,7 @@ async fn start(
             }
             Step::Unknown(error) => return finish::try_again(replica, &row, &error).await,
             Step::Lost => {
-                replica.metrics.leases_lost.inc();
+                replica.lease_lost(row.id, "record");
                 return Ok(());
             }
         }
@@ -254,7 +254,7 @@ async fn launch(link: &Link, container: &str) -> Step {
 
 async fn running(replica: &Arc<Replica>, link: &Arc<Link>, row: Claim, container: &str, seen: Option<Seen>) -> Result<(), Error> {
     let Some(due_in) = replica.sql.running(row.id, row.epoch, None).await? else {
-        replica.metrics.leases_lost.inc();
+        replica.lease_lost(row.id, "running");
         return Ok(());
     };
     failpoint::hit("launch.running");

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use crate::docker::Docker;
 use crate::metrics::Metrics;
@@ -90,6 +91,12 @@ impl Replica {
     /// The link to a host, if its daemon answers.
     pub fn link(&self, host: i32) -> Option<Arc<Link>> {
         self.hosts.iter().filter_map(|h| h.link()).find(|link| link.id == host)
+    }
+
+    /// A fenced write changed nothing: somebody else is at it, and what we were doing is dropped.
+    pub fn lease_lost(&self, agent: Uuid, step: &str) {
+        self.metrics.leases_lost.inc();
+        tracing::debug!(agent.id = %agent, step, "the lease was lost; dropped");
     }
 
     /// Runs a piece of work beside the loops. A panic in it breaks the replica: a lane that silently lost work must not live on.

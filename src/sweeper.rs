@@ -261,7 +261,7 @@ async fn step(replica: &Arc<Replica>, link: &Link, mut row: Claim) -> Result<(),
     match reconcile(&row, &seen) {
         Action::Signal(container) => {
             let Some(at_once) = replica.sql.signalling(row.id, row.epoch, STOP_LEASE, None).await? else {
-                replica.metrics.leases_lost.inc();
+                replica.lease_lost(row.id, "signal");
                 return Ok(());
             };
             failpoint::hit("stop.signalling");

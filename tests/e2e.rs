@@ -307,6 +307,11 @@ async fn a_wish_to_end_it_wins_at_every_step_of_a_start() {
         assert_eq!((state.as_str(), reason.as_str()), ("expired", "terminated"), "stopped at {point}");
         // The one that stood still goes on, past its lease, and must not start it after all.
         first.signal(Signal::SIGCONT);
+        harness::eventually(&format!("it has found its lease lost ({point})"), Duration::from_secs(30), async || {
+            let metrics = first.http("GET", "/metrics", "").await.body;
+            metrics.contains("\nsundown_leases_lost_total 1").then_some(())
+        })
+        .await;
         let name = format!("sundown-{id}");
         harness::eventually(&format!("nothing is left of it ({point})"), Duration::from_secs(30), async || {
             (!docker::exists(&name)).then_some(())

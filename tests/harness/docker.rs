@@ -25,7 +25,10 @@ pub fn run(args: &[&str]) -> String {
 
 /// Whether there is a container of that name, in whatever state.
 pub fn exists(name: &str) -> bool {
-    docker(&["container", "inspect", name]).status.success()
+    let output = docker(&["container", "inspect", name]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() || error.contains("No such container"), "docker inspect {name}: {error}");
+    output.status.success()
 }
 
 /// Everything that the daemon starts for one installation, from now on. A stream, because the daemon remembers few events.
