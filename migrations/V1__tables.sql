@@ -158,8 +158,9 @@ create table sundown.agent_outcome (
     observed_at  timestamptz,
     finished_at  timestamptz not null,
     constraint agent_outcome_honest check (
-        (state = 'succeeded' and reason = 'exited' and exit_code = 0)
-        or (state = 'failed' and reason not in ('terminated', 'ttl_expired', 'queue_timeout') and (reason <> 'exited' or exit_code <> 0))
+        -- A check that is neither true nor false lets the row in, so the exit code must not be unknown to it.
+        (state = 'succeeded' and reason = 'exited' and exit_code is not distinct from 0)
+        or (state = 'failed' and reason not in ('terminated', 'ttl_expired', 'queue_timeout') and (reason <> 'exited' or coalesce(exit_code, 0) <> 0))
         or (state = 'expired' and reason in ('terminated', 'ttl_expired', 'queue_timeout')))
 ) partition by range (id);
 create index agent_outcome_state on sundown.agent_outcome (state, id);
