@@ -1,9 +1,9 @@
 -- Places agents that wait, in order of submission, on a host that has room, and leases them for their start.
 -- $1 host, $2 replica, $3 at most how many (up to 16), $4 lease in seconds, $5 now.
 -- Locks the host's slot and the rows, skipping what others hold, so it never waits. Always at least one row, whose verdict says
--- open, full or locked (try again at once); its id is null when nobody was placed.
+-- open, full or locked (try again at once); its id is null when nobody was placed. A host that was forgotten is full.
 with slot as materialized (
-    select s.host, case when s.cordoned then 0 else least(s.capacity - s.used, $3) end as free
+    select s.host, case when s.cordoned then 0 else greatest(least(s.capacity - s.used, $3), 0) end as free
       from sundown.host_slot s where s.host = $1 for update skip locked
 ), due as materialized (
     select l.id, l.due_at from sundown.agent_live l
@@ -23,7 +23,8 @@ with slot as materialized (
 ), used as (
     update sundown.host_slot s set used = s.used + (select count(*) from placed) where s.host = $1 and exists (select from placed)
 )
-select case when not exists (select from slot) then 'locked' when (select s.free from slot s) <= 0 then 'full' else 'open' end as verdict,
+select case when (select s.free from slot s) > 0 then 'open'
+            when exists (select from slot) or not exists (select from sundown.host_slot s where s.host = $1) then 'full' else 'locked' end as verdict,
        p.id, p.epoch, extract(epoch from p.grace)::float8 as grace,
        a.image, a.command, a.labels, a.cpus::float8, a.memory, a.pids, a.network, e.env,
        extract(epoch from p.max_ttl)::float8 as max_ttl

@@ -219,9 +219,16 @@ async fn a_live_row_keeps_its_rules() {
     let waiting = submit(&client, "").await;
     let placed = place(&sql, here, None).await.0;
     assert_eq!(waiting, placed);
+    // An id stays, also that of one without a container.
+    for unplaced in [submit(&client, "").await, placed] {
+        let error = client.execute("update sundown.agent_live set id = gen_random_uuid() where id = $1", &[&unplaced]).await.unwrap_err();
+        assert_eq!(refusal(&error), ("SD403".to_owned(), "id_is_fixed".to_owned()));
+    }
     let away = "update sundown.agent_live set host = 0, placed_at = null where id = $1";
     assert_eq!(refusal(&client.execute(away, &[&placed]).await.unwrap_err()), ("SD403".to_owned(), "host_set_once".to_owned()));
-    let pending = agent_in(&client, &sql, here, "pending").await;
+    let pending = place(&sql, here, None).await;
+    assert!(sql.record_container(pending.0, pending.1, "c0ffee").await.unwrap());
+    let pending = pending.0;
     let erased = "update sundown.agent_live set container_id = null where id = $1";
     assert_eq!(refusal(&client.execute(erased, &[&pending]).await.unwrap_err()), ("SD403".to_owned(), "container_set_once".to_owned()));
 
