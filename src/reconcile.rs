@@ -157,3 +157,6 @@ fn by_itself(container: &Container) -> Facts {
 fn code(container: &Container) -> Option<i32> {
     container.exit_code.and_then(|code| i32::try_from(code).ok())
 }
+
+#[cfg(test)]
+mod tests;
