@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use harness::{Db, START, STOP, claim, host, place, run, submit};
+use harness::{Db, START, STOP, claim, host, observe, place, run, submit};
+use sundown::docker::Tail;
 use sundown::sql::Sql;
 use sundown::sql::work::{Facts, Placed};
 use tokio::sync::Barrier;
@@ -16,7 +17,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 fn exited() -> Facts {
-    Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: Some(false), error: None }
+    Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: Some(false), error: None, tail: None }
 }
 
 async fn submit_many(client: &Client, count: i32) {
@@ -38,7 +39,7 @@ async fn end(sql: &Sql, host: i32, id: Uuid, epoch: i32) -> bool {
     if !sql.record_container(id, epoch, "c").await.unwrap() || sql.running(id, epoch, None).await.unwrap().is_none() {
         return false;
     }
-    let Some(epoch) = sql.observe(id, epoch, 1, STOP, &exited(), None, None).await.unwrap() else { return false };
+    let Some(epoch) = observe(sql, id, epoch, &exited(), None).await else { return false };
     sql.finish(host, &[(id, epoch)], None).await.unwrap() == [id]
 }
 
@@ -274,6 +275,7 @@ async fn a_write_with_an_old_epoch_changes_nothing() {
     let db = Db::new().await;
     let (sql, client) = (db.sql(2).await, db.client().await);
     let host = host(&sql, 10).await;
+    let late = Facts { tail: Some(Tail { bytes: b"late".to_vec(), truncated: false }), ..exited() };
     let old = async |id: Uuid, epoch: i32| {
         let before = row(&client, id).await;
         assert!(!sql.record_container(id, epoch, "c").await.unwrap(), "record_container");
@@ -282,7 +284,7 @@ async fn a_write_with_an_old_epoch_changes_nothing() {
         assert!(!sql.rest(id, epoch).await.unwrap(), "rest");
         assert_eq!(sql.signalling(id, epoch, STOP, None).await.unwrap(), None, "signalling");
         assert_eq!(sql.signalled(id, epoch, None).await.unwrap(), None, "signalled");
-        assert_eq!(sql.observe(id, epoch, 2, STOP, &exited(), Some((b"late", false)), None).await.unwrap(), None, "observe");
+        assert_eq!(observe(&sql, id, epoch, &late, None).await, None, "observe");
         assert_eq!(sql.finish(host, &[(id, epoch)], None).await.unwrap().len(), 0, "finish");
         assert_eq!(row(&client, id).await, before);
     };
@@ -307,8 +309,8 @@ async fn a_write_with_an_old_epoch_changes_nothing() {
     old(id, taken_over).await;
     assert_eq!(sql.signalling(id, ending, STOP, None).await.unwrap(), Some(false));
     old(id, taken_over).await;
-    let facts = Facts { state: "expired", reason: None, exit_code: Some(143), oom_killed: None, error: None };
-    let seen = sql.observe(id, ending, 1, STOP, &facts, None, None).await.unwrap().unwrap();
+    let facts = Facts { state: "expired", reason: None, exit_code: Some(143), oom_killed: None, error: None, tail: None };
+    let seen = observe(&sql, id, ending, &facts, None).await.unwrap();
     old(id, ending).await;
     assert_eq!(logs().await, 0, "no log of a lost lease");
     assert_eq!(sql.finish(host, &[(id, seen)], None).await.unwrap(), [id]);
@@ -347,7 +349,7 @@ async fn a_batch_finishes_only_those_whose_lease_is_ours() {
     for turn in 0..4 {
         let (id, epoch) = run(&sql, if turn == 3 { there } else { here }, None).await;
         // The second is not seen to have ended.
-        let epoch = if turn == 1 { epoch } else { sql.observe(id, epoch, 1, STOP, &exited(), None, None).await.unwrap().unwrap() };
+        let epoch = if turn == 1 { epoch } else { observe(&sql, id, epoch, &exited(), None).await.unwrap() };
         batch.push((id, if turn == 2 { epoch - 1 } else { epoch }));
     }
     assert_eq!(sql.finish(here, &batch, None).await.unwrap(), [batch[0].0], "the others: alive, lost, elsewhere");
@@ -366,7 +368,7 @@ async fn a_host_that_is_forgotten_takes_its_agents_with_it() {
     let (stopping, _) = run(&sql, host, None).await;
     sql.terminate(stopping, "a test").await.unwrap();
     let (ended, epoch) = run(&sql, host, None).await;
-    sql.observe(ended, epoch, 1, STOP, &exited(), None, None).await.unwrap().unwrap();
+    observe(&sql, ended, epoch, &exited(), None).await.unwrap();
     assert_eq!(sql.forget_host(host).await.unwrap(), 4);
     for (id, state, reason) in [
         (pending, "failed", "host_lost"),

@@ -6,7 +6,7 @@ mod harness;
 
 use std::collections::BTreeSet;
 
-use harness::{Db, claim, host, place, refusal, run, submit};
+use harness::{Db, claim, host, observe, place, refusal, run, submit};
 use sundown::sql::Sql;
 use sundown::sql::work::Facts;
 use tokio_postgres::Client;
@@ -28,13 +28,13 @@ async fn agent_in(db: &Client, sql: &Sql, host: i32, state: &str) -> Uuid {
         sql.terminate(id, "a test").await.unwrap();
     }
     let facts = match state {
-        "succeeded" => Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: None, error: None },
-        "failed" => Facts { state: "failed", reason: Some("exited"), exit_code: Some(3), oom_killed: None, error: None },
-        "expired" => Facts { state: "expired", reason: None, exit_code: None, oom_killed: None, error: None },
+        "succeeded" => Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: None, error: None, tail: None },
+        "failed" => Facts { state: "failed", reason: Some("exited"), exit_code: Some(3), oom_killed: None, error: None, tail: None },
+        "expired" => Facts { state: "expired", reason: None, exit_code: None, oom_killed: None, error: None, tail: None },
         _ => return id,
     };
     let row = db.query_one("select epoch from sundown.agent_live where id = $1", &[&id]).await.unwrap();
-    let epoch = sql.observe(id, row.get(0), 1, harness::STOP, &facts, None, None).await.unwrap().unwrap();
+    let epoch = observe(sql, id, row.get(0), &facts, None).await.unwrap();
     assert_eq!(sql.finish(host, &[(id, epoch)], None).await.unwrap(), [id]);
     id
 }
@@ -316,8 +316,8 @@ async fn what_was_seen_of_an_end_is_final() {
     let host = host(&sql, 10).await;
     submit(&client, "").await;
     let (id, epoch) = run(&sql, host, None).await;
-    let facts = Facts { state: "failed", reason: Some("exited"), exit_code: Some(3), oom_killed: Some(false), error: None };
-    let seen = sql.observe(id, epoch, 1, harness::STOP, &facts, None, None).await.unwrap().unwrap();
+    let facts = Facts { state: "failed", reason: Some("exited"), exit_code: Some(3), oom_killed: Some(false), error: None, tail: None };
+    let seen = observe(&sql, id, epoch, &facts, None).await.unwrap();
     for change in [
         "exit_code = 0",
         "exit_code = null",
@@ -330,8 +330,8 @@ async fn what_was_seen_of_an_end_is_final() {
         let error = client.execute(&format!("update sundown.agent_live set {change} where id = $1"), &[&id]).await.expect_err(change);
         assert_eq!(refusal(&error), ("SD403".to_owned(), "facts_are_final".to_owned()), "{change}");
     }
-    let other = Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: None, error: None };
-    assert_eq!(sql.observe(id, seen, 1, harness::STOP, &other, None, None).await.unwrap(), None, "seen once");
+    let other = Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: None, error: None, tail: None };
+    assert_eq!(observe(&sql, id, seen, &other, None).await, None, "seen once");
     assert_eq!(sql.finish(host, &[(id, seen)], None).await.unwrap(), [id]);
     let row = client.query_one("select state, exit_code from sundown.agent_outcome where id = $1", &[&id]).await.unwrap();
     assert_eq!((row.get::<_, &str>(0), row.get::<_, i32>(1)), ("failed", 3));
@@ -371,8 +371,8 @@ async fn each_transition_leaves_one_event() {
     assert_eq!(claimed.len(), 1);
     sql.signalling(id, claimed[0].epoch, harness::STOP, None).await.unwrap().unwrap();
     sql.signalled(id, claimed[0].epoch, None).await.unwrap().unwrap();
-    let facts = Facts { state: "expired", reason: None, exit_code: Some(143), oom_killed: Some(false), error: None };
-    let epoch = sql.observe(id, claimed[0].epoch, 1, harness::STOP, &facts, None, None).await.unwrap().unwrap();
+    let facts = Facts { state: "expired", reason: None, exit_code: Some(143), oom_killed: Some(false), error: None, tail: None };
+    let epoch = observe(&sql, id, claimed[0].epoch, &facts, None).await.unwrap();
     assert_eq!(sql.finish(host, &[(id, epoch)], None).await.unwrap(), [id]);
     let (pending, running, terminating) = ("pending", "running", "terminating");
     assert_eq!(

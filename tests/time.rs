@@ -6,7 +6,8 @@ mod harness;
 
 use std::time::{Duration, SystemTime};
 
-use harness::{Db, START, STOP, claim, host, place, refusal};
+use harness::{Db, START, STOP, claim, host, observe, place, refusal};
+use sundown::docker::Tail;
 use sundown::sql::Sql;
 use sundown::sql::work::{Facts, Placed};
 use tokio_postgres::Client;
@@ -685,14 +686,22 @@ async fn an_agent_that_waits_ends_at_once_when_asked_to() {
 
 fn exited(code: i32) -> Facts {
     let state = if code == 0 { "succeeded" } else { "failed" };
-    Facts { state, reason: Some("exited"), exit_code: Some(code), oom_killed: Some(false), error: None }
+    Facts { state, reason: Some("exited"), exit_code: Some(code), oom_killed: Some(false), error: None, tail: None }
 }
 
 #[tokio::test]
 async fn the_end_is_recorded_at_the_instants_at_which_it_was_seen_and_written() {
     let w = World::new().await;
     let (id, epoch) = w.running("ttl => '5s'", w.at(0.0)).await;
-    let seen = w.sql.observe(id, epoch, 1, STOP, &exited(0), Some((b"bye\0", false)), Some(w.at(4.0))).await.unwrap().unwrap();
+    let seen = observe(
+        &w.sql,
+        id,
+        epoch,
+        &Facts { tail: Some(Tail { bytes: b"bye\0".to_vec(), truncated: false }), ..exited(0) },
+        Some(w.at(4.0)),
+    )
+    .await
+    .unwrap();
     assert_eq!(w.live(id).await.due_at, w.at(6.0), "whoever sees the end has a lease");
     // The deadline passes meanwhile: what was seen is what happened.
     assert_eq!(w.terminate(id, w.at(4.5)).await.as_deref(), Ok("running"));
@@ -712,7 +721,7 @@ async fn the_end_is_recorded_at_the_instants_at_which_it_was_seen_and_written() 
 async fn asking_for_the_end_of_an_agent_that_ends_at_that_moment_is_never_unknown() {
     let w = World::new().await;
     let (id, epoch) = w.running("", w.at(0.0)).await;
-    let seen = w.sql.observe(id, epoch, 1, STOP, &exited(3), None, Some(w.at(4.0))).await.unwrap().unwrap();
+    let seen = observe(&w.sql, id, epoch, &exited(3), Some(w.at(4.0))).await.unwrap();
     let mut other = w.db.client().await;
     let finishing = other.transaction().await.unwrap();
     let params: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)] =

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 use sundown::sql::Sql;
-use sundown::sql::work::{Claim, Placed};
+use sundown::sql::work::{Claim, Facts, Placed};
 use tokio_postgres::{Client, Config, NoTls};
 use uuid::Uuid;
 
@@ -143,6 +143,25 @@ pub async fn run(sql: &Sql, host: i32, now: Option<SystemTime>) -> (Uuid, i32) {
 /// Claims what is due on a host, as its keeper does.
 pub async fn claim(sql: &Sql, host: i32, now: Option<SystemTime>) -> Vec<Claim> {
     sql.claim_due(&[(host, 0.0)], 1, None, START, STOP, now).await.unwrap()
+}
+
+/// The first step of the finish, by whoever has that epoch. Answers the next.
+pub async fn observe(sql: &Sql, id: Uuid, epoch: i32, facts: &Facts, now: Option<SystemTime>) -> Option<i32> {
+    let row = Claim {
+        id,
+        epoch,
+        host: 0,
+        state: String::new(),
+        container_id: None,
+        attempts: 1,
+        started: true,
+        signalled: false,
+        killed: false,
+        observed: false,
+        grace: Duration::ZERO,
+        start_timed_out: false,
+    };
+    sql.observe(&row, 1, STOP, facts, now).await.unwrap()
 }
 
 /// SQLSTATE and constraint of a refusal.
