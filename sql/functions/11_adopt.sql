@@ -25,6 +25,10 @@ begin
         for h in select id from sundown.host loop
             perform sundown.forget_host(h);
         end loop;
+        -- The original starts those that wait; started here too, they would run twice.
+        perform from sundown.agent_live l where l.host = 0 order by l.id for update;
+        perform sundown.end_unplaced(array(select l.id from sundown.agent_live l where l.host = 0 order by l.id), 'terminated', session_user,
+                                     clock_timestamp());
     end if;
     return (select id from sundown.installation);
 end $$;
