@@ -54,6 +54,10 @@ pub async fn run(config: Sweep) -> Result<Counts, Fatal> {
         let link = keeper::connect(&replica, host).await.map_err(|error| Fatal::Unavailable(format!("{}: {error}", host.endpoint)))?;
         links.push((link, Orphans::default()));
     }
+    // Where nobody serves, nobody else looks after the partitions.
+    if let Err(error) = replica.sql.upkeep(None).await {
+        tracing::warn!(%error, "upkeep failed; the next sweep tries again");
+    }
     let counts = loop {
         let counts = round(&replica, &mut links).await?;
         if !config.wait || counts.waiting + counts.running + counts.terminating == 0 {
