@@ -47,9 +47,10 @@ begin
         (image !~ '^[a-z0-9][A-Za-z0-9._/:@-]{0,254}$', 'invalid_image', 'the image is not a name of an image', 'Use a name such as "registry/name:tag" or "name@sha256:…", at most 255 characters, starting with a letter in lower case or a digit.'),
         (array_position(command, null) is not null or array_ndims(command) > 1, 'invalid_command', 'the command is not a plain list of strings', 'Give each argument as a string.'),
         (octet_length(array_to_string(command, ' ')) > 65536, 'invalid_command', 'the command is longer than 64 KiB', 'Put a long script into the image.'),
-        (ttl <= interval '0', 'invalid_ttl', 'the ttl is not above zero', 'Give a duration such as "90s" or "1h30m".'),
+        -- Before the ttl, whose default is cut to it.
         (max_ttl <= interval '0', 'invalid_max_ttl', 'the max_ttl is not above zero', 'Give a duration such as "2h".'),
         (max_ttl > ours.max_ttl, 'above_ceiling', format('the max_ttl is above this installation''s ceiling of %s s', extract(epoch from ours.max_ttl)::bigint), 'Ask for less, or have the operator raise SUNDOWN_MAX_TTL.'),
+        (ttl <= interval '0', 'invalid_ttl', 'the ttl is not above zero', 'Give a duration such as "90s" or "1h30m".'),
         (ttl > max_ttl, 'above_ceiling', format('the ttl is above the ceiling of %s s', extract(epoch from max_ttl)::numeric), 'Ask for less; the ceiling is the smaller of the agent''s max_ttl and SUNDOWN_MAX_TTL.'),
         (grace < interval '0' or grace > interval '1 hour', 'invalid_grace', 'the grace is not between 0 s and 1 h', 'Give the time between the stop signal and SIGKILL, as in "10s"; "0s" kills at once.'),
         (start_timeout < interval '1 s' or start_timeout > interval '1 hour', 'invalid_start_timeout', 'the start_timeout is not between 1 s and 1 h', 'Give the time that a start may take, as in "60s".'),

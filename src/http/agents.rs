@@ -111,7 +111,7 @@ pub async fn terminate(caller: &Caller, agent: &str, request: &Request<Incoming>
     let id = id(agent)?;
     Query::of(request)?.done()?;
     let state = caller.state.clone();
-    let actor = format!("http {}", caller.peer.ip());
+    let actor = format!("http {}", caller.peer.ip().to_canonical());
     let record = ask(async move {
         let after = state.sql.terminate(id, &actor).await?;
         if after == "terminating" {

@@ -81,6 +81,11 @@ impl Db {
         sql
     }
 
+    /// One number.
+    pub async fn count(&self, query: &str) -> i64 {
+        self.client().await.query_one(query, &[]).await.unwrap().get(0)
+    }
+
     /// The database's clock.
     pub async fn now(&self) -> SystemTime {
         self.client().await.query_one("select clock_timestamp()", &[]).await.unwrap().get(0)
@@ -113,6 +118,11 @@ pub async fn eventually<T>(what: &str, patience: Duration, mut look: impl AsyncF
         assert!(tokio::time::Instant::now() < end, "not within {patience:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Waits for a condition, at most ten seconds.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    eventually(what, Duration::from_secs(10), async || condition().await.then_some(())).await;
 }
 
 /// Submits an agent of an image that nobody runs; `with` is more arguments, as SQL.

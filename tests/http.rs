@@ -1,0 +1,18 @@
+//! Claims about the HTTP door, each on a real Postgres: what it accepts, what it refuses and how, and what it does when clients or
+//! the database misbehave.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that meets the unexpected has failed")]
+
+#[path = "http/away.rs"]
+mod away;
+#[path = "http/door.rs"]
+mod door;
+mod harness;
+#[path = "http/logs.rs"]
+mod logs;
+#[path = "http/refusals.rs"]
+mod refusals;
+#[path = "http/server.rs"]
+mod server;
+#[path = "http/wire.rs"]
+mod wire;
