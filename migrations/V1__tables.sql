@@ -11,6 +11,7 @@
 --
 -- Lock order, wherever a statement takes more than one: agent_live rows in order of id, then host_slot.
 -- The functions, triggers and partitions are made by the files of sql/functions, which every `migrate` applies again.
+set local lock_timeout = '5s';
 
 create table sundown.installation (
     one               boolean primary key default true constraint installation_one check (one),

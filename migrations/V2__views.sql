@@ -1,26 +1,20 @@
 -- What people look at. `sundown.agents` is everything about every agent; the others answer one question each.
---
--- The inner ORDER BYs let the planner merge both halves by id, so that "the newest fifty" and "running now" are walks along an
--- index however much history there is.
+set local lock_timeout = '5s';
 
+-- Live and ended first, what was asked for after: "the newest fifty", "running now" and a join by id are then walks along an index,
+-- however much history there is.
 create view sundown.agents as
-(
-    select a.id, a.name, a.tenant, l.state, l.reason, a.image, a.command, a.labels, l.ttl, a.max_ttl, a.grace, a.run_at, a.created_at, l.started_at,
-           l.expires_at, null::timestamptz as finished_at, l.exit_code, l.error, (select h.name from sundown.host h where h.id = l.host) as host,
-           l.container_id, l.attempts, a.env_keys
-      from sundown.agent_live l
-      join sundown.agent a on a.id = l.id
-     order by l.id desc
-)
-union all
-(
-    select a.id, a.name, a.tenant, o.state, o.reason, a.image, a.command, a.labels, o.ttl, a.max_ttl, a.grace, a.run_at, a.created_at, o.started_at,
-           o.expires_at, o.finished_at, o.exit_code, o.error, (select h.name from sundown.host h where h.id = o.host),
-           o.container_id, o.attempts, a.env_keys
-      from sundown.agent_outcome o
-      join sundown.agent a on a.id = o.id
-     order by o.id desc
-);
+select a.id, a.name, a.tenant, s.state, s.reason, a.image, a.command, a.labels, s.ttl, a.max_ttl, a.grace, a.run_at, a.created_at, s.started_at,
+       s.expires_at, s.finished_at, s.exit_code, s.error, (select h.name from sundown.host h where h.id = s.host) as host, s.container_id,
+       s.attempts, a.env_keys
+  from (select l.id, l.state, l.reason, l.ttl, l.started_at, l.expires_at, null::timestamptz as finished_at, l.exit_code, l.error, l.host,
+               l.container_id, l.attempts
+          from sundown.agent_live l
+         union all
+        select o.id, o.state, o.reason, o.ttl, o.started_at, o.expires_at, o.finished_at, o.exit_code, o.error, o.host,
+               o.container_id, o.attempts
+          from sundown.agent_outcome o) s
+  join sundown.agent a on a.id = s.id;
 comment on view sundown.agents is 'Every agent, alive or ended, newest first when ordered by id desc.';
 
 create view sundown.overdue as

@@ -65,7 +65,7 @@ pub struct Docker {
     /// Live agents that each host may carry; when all are full, agents wait. Too many, and the host's memory is what ends them.
     #[arg(long, env = "SUNDOWN_CAPACITY", value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(i32).range(0..=100_000))]
     pub capacity: i32,
-    /// Containers started at once on each host; 0: one for each of its cores. More only makes each start slower.
+    /// Containers that this replica starts at once on each host; 0: one for each core here. More only makes each start slower.
     #[arg(long, env = "SUNDOWN_STARTS", value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=256))]
     pub starts: u16,
     /// How long a start is leased. Shorter takes over sooner from a dead replica; too short takes over from a slow one.
@@ -113,7 +113,7 @@ pub struct Serve {
     #[arg(long, env = "SUNDOWN_DRAIN", value_name = "DURATION", default_value = "20s", value_parser = span::<0, 3600>)]
     pub drain: Span,
     /// Refuse to start on a database that is not migrated, instead of migrating it.
-    #[arg(long, env = "SUNDOWN_NO_MIGRATE")]
+    #[arg(long, env = "SUNDOWN_NO_MIGRATE", value_parser = clap::builder::FalseyValueParser::new())]
     pub no_migrate: bool,
 }
 

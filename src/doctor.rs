@@ -1,5 +1,6 @@
 //! Checks what Sundown needs and says what to do about what is missing. Changes nothing.
 
+use std::io::Write;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -17,7 +18,8 @@ pub async fn run(config: Doctor) -> Result<bool, Fatal> {
     let mut well = true;
     let mut say = |good: bool, what: String| {
         well &= good;
-        println!("{} {what}", if good { "ok  " } else { "FIX " });
+        // Whoever reads only the beginning has read enough.
+        let _closed_pipe = writeln!(std::io::stdout(), "{} {what}", if good { "ok  " } else { "FIX " });
     };
     match config.database.addresses().map_err(Fatal::Usage)? {
         None => say(true, format!("database: none given; serve runs a private one in {}", config.database.data_dir().display())),

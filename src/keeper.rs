@@ -68,13 +68,22 @@ pub async fn run(replica: Arc<Replica>, host: Arc<Host>) {
 pub async fn connect(replica: &Replica, host: &Host) -> Result<Arc<Link>, Trouble> {
     let docker = Docker::connect(&host.endpoint, replica.sql.installation()).await?;
     let description = docker.describe().await?;
-    let uuid = docker.host_identity(Uuid::new_v4()).await?;
+    let uuid = docker.host_identity(proposal(replica, &docker).await?).await?;
     let id = replica.sql.register_host(uuid, &description.hostname, &host.endpoint, host.capacity, None).await?;
     if !description.live_restore {
         tracing::warn!(endpoint = host.endpoint, "live-restore is off: a restart of this daemon ends every agent on it");
     }
     tracing::info!(host = id, endpoint = host.endpoint, %uuid, version = description.version, cpus = description.cpus, "host connected");
     Ok(host.connected(id, docker))
+}
+
+/// Who a daemon is that has lost the volume which says so: the host whose agents it runs, or somebody new. Otherwise a pruned volume
+/// would leave agents on a host that nobody serves. An address alone proves nothing: another daemon may answer there by now.
+async fn proposal(replica: &Replica, docker: &Docker) -> Result<Uuid, Trouble> {
+    let (agents, containers): (Vec<Uuid>, Vec<String>) =
+        docker.list().await?.into_iter().filter_map(|listed| Some((listed.agent?, listed.id))).unzip();
+    let known = if agents.is_empty() { None } else { replica.sql.host_of(&agents, &containers).await? };
+    Ok(known.unwrap_or_else(Uuid::new_v4))
 }
 
 async fn serve(replica: &Arc<Replica>, host: &Host, silent: &mut bool) -> Result<(), Trouble> {

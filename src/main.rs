@@ -64,11 +64,6 @@ fn fatal(error: &Fatal) -> ExitCode {
 /// Text for people, JSON for programs; to stderr, because stdout carries answers.
 fn log() {
     let filter = EnvFilter::try_from_env("SUNDOWN_LOG").unwrap_or_else(|_unset| EnvFilter::new("info"));
-    // These log whole requests below info, environment values included.
-    let filter = ["bollard=info", "tokio_postgres=info", "hyper=info"]
-        .into_iter()
-        .filter_map(|cap| cap.parse().ok())
-        .fold(filter, EnvFilter::add_directive);
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     if std::io::stderr().is_terminal() {
         subscriber.init();

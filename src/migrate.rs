@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{Client, Config, NoTls, Transaction};
 
 use uuid::Uuid;
 
@@ -45,8 +45,8 @@ functions!(
 /// How long to wait for another replica that migrates.
 const PATIENCE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(100);
-/// Held by the one that migrates. A session lock: it goes with its connection, whatever dies.
-const LOCK: &str = "select pg_try_advisory_lock(hashtextextended('sundown migrate', 0))";
+/// Held by the one that migrates.
+const LOCK: &str = "select pg_try_advisory_xact_lock(hashtextextended('sundown migrate', 0))";
 
 /// Migrates over a direct connection. With `always`, functions are applied even if nothing seems to have changed.
 ///
@@ -56,7 +56,7 @@ pub async fn migrate(config: &Config, always: bool) -> Result<(), Error> {
     let connect = tokio::time::timeout(Duration::from_secs(5), config.connect(NoTls)).await;
     let (mut client, connection) = connect.map_err(|_elapsed| Error::Unavailable("no connection in time".to_owned()))??;
     let driver = tokio::spawn(connection);
-    let result = with(&mut client, always).await;
+    let result = with(config, &mut client, always).await;
     drop(client);
     let _closed = driver.await;
     result
@@ -88,13 +88,26 @@ pub async fn adopt(config: &Config, as_new: bool) -> Result<Uuid, Error> {
     Ok(row?.get(0))
 }
 
-async fn with(client: &mut Client, always: bool) -> Result<(), Error> {
+async fn with(config: &Config, client: &mut Client, always: bool) -> Result<(), Error> {
     if !always && Standing::of(client).await?.is_current() {
         return Ok(());
     }
+    let (mut holder, connection) = config.connect(NoTls).await?;
+    let driver = tokio::spawn(connection);
+    let lock = locked(&mut holder).await?;
+    let result = migrate_alone(client, always).await;
+    lock.commit().await?;
+    drop(holder);
+    let _closed = driver.await;
+    result
+}
+
+/// Holds the lock in a transaction of a connection of its own: it goes with that, whatever dies, also behind a transaction pooler.
+/// Polled, not waited for: a session that waits for a lock holds a snapshot, and the holder may have to wait for that.
+async fn locked(holder: &mut Client) -> Result<Transaction<'_>, Error> {
     let give_up = Instant::now() + PATIENCE;
-    // Polled, not waited for: a session that waits for a lock holds a snapshot, and the holder may have to wait for that.
-    while !client.query_one(LOCK, &[]).await?.get::<_, bool>(0) {
+    let transaction = holder.transaction().await?;
+    while !transaction.query_typed_one(LOCK, &[]).await?.get::<_, bool>(0) {
         if Instant::now() > give_up {
             return Err(Error::Unavailable(format!(
                 "another replica has been migrating for {PATIENCE:?}; look for a session that holds locks"
@@ -102,6 +115,11 @@ async fn with(client: &mut Client, always: bool) -> Result<(), Error> {
         }
         tokio::time::sleep(RETRY).await;
     }
+    Ok(transaction)
+}
+
+/// With the lock held: looks again, and does what is left to do.
+async fn migrate_alone(client: &mut Client, always: bool) -> Result<(), Error> {
     let standing = Standing::of(client).await?;
     if standing.is_newer() {
         tracing::warn!(
@@ -114,7 +132,7 @@ async fn with(client: &mut Client, always: bool) -> Result<(), Error> {
     if !always && standing.is_current() {
         return Ok(());
     }
-    client.batch_execute("set lock_timeout = '5s'; create schema if not exists sundown").await?;
+    client.batch_execute("create schema if not exists sundown").await?;
     let mut runner = migrations::runner().set_abort_missing(false);
     runner.set_migration_table_name("sundown.migration");
     let report = runner.run_async(client).await.map_err(|error| Error::Internal(format!("a migration failed: {error}")))?;
@@ -127,6 +145,7 @@ async fn with(client: &mut Client, always: bool) -> Result<(), Error> {
 /// All functions, the installation and the first partitions, in one transaction: nobody sees half of them.
 async fn apply_functions(client: &mut Client) -> Result<(), Error> {
     let transaction = client.transaction().await?;
+    transaction.batch_execute("set local lock_timeout = '5s'").await?;
     for file in FUNCTIONS {
         transaction.batch_execute(file).await?;
     }

@@ -625,3 +625,20 @@ async fn an_agent_gets_no_privileges() {
     assert!(!seen.contains("eth"), "it has a network:\n{seen}");
     docker::leave_nothing(&client).await;
 }
+
+#[tokio::test]
+async fn a_host_that_lost_its_volume_is_known_again() {
+    let db = Db::new().await;
+    let client = db.client().await;
+    let first = Replica::start(&db.url(), &[]).await;
+    let id = submit(&client, "sleep 600", ", ttl => '10min'").await;
+    until_state(&client, id, "running").await;
+    drop(first);
+    docker::run(&["volume", "rm", &format!("sundown-host-{}", docker::installation(&client).await)]);
+    let second = Replica::start(&db.url(), &[LEASE]).await;
+    assert_eq!(second.http("DELETE", &format!("/agents/{id}"), "").await.status, 202);
+    assert_eq!(outcome(&client, id).await, end("expired", "terminated", Some(143)));
+    let hosts = db.count("select count(*) from sundown.host").await;
+    assert_eq!(hosts, 1, "it was taken for another host");
+    docker::leave_nothing(&client).await;
+}

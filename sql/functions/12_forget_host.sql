@@ -7,6 +7,8 @@ declare
     lost bigint;
 begin
     perform from sundown.agent_live l where l.host = forget_host.host order by l.id for update;
+    -- Waits for a placement that is under way; nobody can be placed there any more, and the next statement sees who was.
+    delete from sundown.host_slot s where s.host = forget_host.host;
     with gone as (
         delete from sundown.agent_live l where l.host = forget_host.host 
         returning l.id, l.state, l.reason, l.ended_state, l.ended_reason, l.actor, l.host, l.container_id, l.exit_code, l.oom_killed, l.error, l.ttl,
@@ -25,7 +27,6 @@ begin
         returning id
     )
     select count(*) into lost from outcome;
-    delete from sundown.host_slot s where s.host = forget_host.host;
     delete from sundown.keeper k where k.host = forget_host.host;
     delete from sundown.host h where h.id = forget_host.host;
     return lost;

@@ -125,6 +125,11 @@ impl Sql {
         self.one(super::REGISTER_HOST, params, "host").await?.ok_or_else(none)
     }
 
+    /// The host whose agents run in these containers, if anybody's do.
+    pub async fn host_of(&self, agents: &[Uuid], containers: &[String]) -> Result<Option<Uuid>, Error> {
+        self.one(super::HOST_OF, &[(&agents, Type::UUID_ARRAY), (&containers, Type::TEXT_ARRAY)], "uuid").await
+    }
+
     /// Says that we are alive, keeps hosts for `lease`, and asks when we are needed. One answer for each host and for 0.
     pub async fn tick(
         &self,
