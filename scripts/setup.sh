@@ -13,7 +13,7 @@ PATH=$PATH:/usr/sbin:/sbin
 
 # What tear_down ends.
 WORK='' PG_PID='' PG_PORT='' PG_PASSWORD='' DOCKERD_PID='' DOCKER_BRIDGE='' IMAGE='' IMAGE_IS_OURS='' HAPROXY_PID='' EVENTS_PID=''
-REPLICA_PIDS=()
+REPLICA_PIDS=() REPLICA_PORTS=()
 STATE_VARIABLES=(WORK PG_PID PG_PORT PG_PASSWORD DOCKERD_PID DOCKER_BRIDGE IMAGE IMAGE_IS_OURS HAPROXY_PID EVENTS_PID REPLICA_PIDS DOCKER_HOST)
 DOCKER_HOST=${DOCKER_HOST:-unix:///var/run/docker.sock}
 
@@ -273,6 +273,27 @@ make_image() {
     }
     rm -rf "$dir" "$WORK/image.tar"
 }
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Replicas
+
+build() {
+    [ -x "$TARGET_DIR/release/sundown" ] || say "building the release binary: some minutes the first time"
+    cargo build --release --locked --quiet
+}
+
+# start_replica PORT NAME [VARIABLE=VALUE...]
+start_replica() {
+    local port=$1 name=$2
+    spawn "$WORK/$name.log" env -u SUNDOWN_DIRECT_URL -u SUNDOWN_DATA -u DATABASE_URL \
+        SUNDOWN_DATABASE_URL="$(pg_url sundown)" SUNDOWN_LISTEN="127.0.0.1:$port" SUNDOWN_DOCKER="$DOCKER_HOST" "${@:3}" \
+        "$TARGET_DIR/release/sundown" serve
+    REPLICA_PIDS+=($!)
+    REPLICA_PORTS+=("$port")
+}
+
+is_ready() { curl -sf -o /dev/null "http://127.0.0.1:$1/readyz"; }
+is_ready_or_gone() { is_ready "$1" || is_gone "$2"; }
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The end

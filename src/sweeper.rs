@@ -163,7 +163,10 @@ impl Sweeper {
             }
             if let Some(link) = links.iter().find(|link| link.id == tick.host) {
                 link.keeps.store(tick.keeps, Ordering::Release);
-                link.idle.store(look_below && tick.due_in.is_none(), Ordering::Release);
+                // Only a look below the watermark sees that there is nothing at all.
+                if look_below || tick.due_in.is_some() {
+                    link.idle.store(tick.due_in.is_none(), Ordering::Release);
+                }
             }
             self.learn(tick.host, tick.due_in, now);
             // Overdue from before the watermark: only a look below it finds that.
