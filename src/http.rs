@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::sql::Sql;
+use crate::wake::Wish;
 
 mod agents;
 mod connection;
@@ -58,8 +59,8 @@ const HEADERS: usize = 64;
 pub struct State {
     /// The questions, over connections that no loop shares.
     pub sql: Sql,
-    /// Called after a wish was written, with the time until somebody must look: wakes our own loops and the other replicas.
-    pub poke: Box<dyn Fn(Duration) + Send + Sync>,
+    /// Called after a wish was written: wakes our own loops and the other replicas.
+    pub poke: Box<dyn Fn(Wish) + Send + Sync>,
     /// What readiness depends on besides the database.
     pub ready: Arc<Readiness>,
     /// Opens the output of a container that lives.

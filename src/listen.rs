@@ -13,6 +13,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
 use crate::error::Error;
 use crate::replica::Replica;
+use crate::wake::{DUE, WAITS};
 
 /// The channel of `sundown.wake`.
 const CHANNEL: &str = "sundown_wake";
@@ -25,6 +26,9 @@ const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Behind a transaction pooler LISTEN is accepted and never heard: how long to poll before trying again.
 const DEAF_PAUSE: Duration = Duration::from_secs(60);
+
+/// The reason that a notification gives; `None`: it is our own probe.
+type Heard = Option<String>;
 
 enum Ended {
     /// The connection broke, or there was none.
@@ -84,12 +88,12 @@ async fn listen(replica: &Replica, config: &Config, heard: &mut bool) -> Ended {
         Ok(Err(error)) => return Ended::Broken(Error::from(error).to_string()),
         Err(_) => return Ended::Broken("no connection in time".to_owned()),
     };
-    // Bounded: what overflows is one more "look", which the first one does already.
-    let (sender, mut messages) = mpsc::channel(64);
+    // Read at once and without fail: a listener that does not read holds back vacuum in the whole cluster.
+    let (sender, mut messages) = mpsc::unbounded_channel();
     let driver = tokio::spawn(async move {
         while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
             if let AsyncMessage::Notification(notification) = message {
-                let _full = sender.try_send(notification.channel().to_owned());
+                let _ended = sender.send((notification.channel() == CHANNEL).then(|| notification.payload().to_owned()));
             }
         }
     });
@@ -98,7 +102,7 @@ async fn listen(replica: &Replica, config: &Config, heard: &mut bool) -> Ended {
     ended
 }
 
-async fn hear(replica: &Replica, client: &Client, messages: &mut mpsc::Receiver<String>, heard: &mut bool) -> Ended {
+async fn hear(replica: &Replica, client: &Client, messages: &mut mpsc::UnboundedReceiver<Heard>, heard: &mut bool) -> Ended {
     let own = format!("sundown_probe_{}", replica.id());
     match tokio::time::timeout(CONNECT, client.batch_execute(&format!("listen {CHANNEL}; listen {own}"))).await {
         Ok(Ok(())) => {}
@@ -116,8 +120,8 @@ async fn hear(replica: &Replica, client: &Client, messages: &mut mpsc::Receiver<
         loop {
             tokio::select! {
                 message = messages.recv() => match message {
-                    Some(channel) if channel == own => break,
-                    Some(_) => replica.wakes.look(),
+                    Some(None) => break,
+                    Some(Some(reason)) => look(replica, &reason),
                     None => return Ended::Broken("the connection was closed".to_owned()),
                 },
                 () = &mut patience => return if *heard { Ended::Broken("it went deaf".to_owned()) } else { Ended::Deaf },
@@ -136,11 +140,21 @@ async fn hear(replica: &Replica, client: &Client, messages: &mut mpsc::Receiver<
         loop {
             tokio::select! {
                 message = messages.recv() => match message {
-                    Some(_) => replica.wakes.look(),
+                    Some(None) => {}
+                    Some(Some(reason)) => look(replica, &reason),
                     None => return Ended::Broken("the connection was closed".to_owned()),
                 },
                 () = &mut next => break,
             }
         }
+    }
+}
+
+fn look(replica: &Replica, reason: &str) {
+    match reason {
+        WAITS => replica.wakes.somebody_waits(),
+        DUE => replica.wakes.something_is_due(),
+        // Of a later release: whatever it means, looking does no harm.
+        _ => replica.wakes.look_at_everything(),
     }
 }

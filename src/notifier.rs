@@ -17,7 +17,8 @@ pub async fn run(replica: Arc<Replica>) {
             () = replica.stop.cancelled() => return,
         }
         tokio::time::sleep(GATHER).await;
-        if let Err(error) = replica.sql.wake().await {
+        let said = replica.wakes.take_said();
+        if let Err(error) = replica.sql.wake(&said).await {
             replica.metrics.database_errors.inc();
             tracing::debug!(%error, "other replicas were not told; they poll");
         }

@@ -85,7 +85,11 @@ impl Replica {
 
     /// The hosts whose daemons answer.
     pub fn reachable(&self) -> Vec<Arc<Link>> {
-        self.hosts.iter().filter_map(|host| host.link()).collect()
+        let mut links: Vec<Arc<Link>> = self.hosts.iter().filter_map(|host| host.link()).collect();
+        // Two endpoints may lead to one daemon.
+        links.sort_by_key(|link| link.id);
+        links.dedup_by_key(|link| link.id);
+        links
     }
 
     /// The link to a host, if its daemon answers.

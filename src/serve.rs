@@ -147,10 +147,7 @@ fn door_state(sql: Sql, replica: &Arc<Replica>) -> Arc<http::State> {
     let (poked, logged, asked) = (Arc::clone(replica), Arc::clone(replica), Arc::clone(replica));
     Arc::new(http::State {
         sql,
-        poke: Box::new(move |due_in| {
-            poked.wakes.look_everywhere();
-            poked.wakes.arm(due_in.as_secs_f64());
-        }),
+        poke: Box::new(move |wish| poked.wakes.wished(wish)),
         ready: Arc::new(http::Readiness {
             draining: AtomicBool::new(false),
             host_reachable: Box::new(move || !asked.reachable().is_empty()),

@@ -97,6 +97,8 @@ impl Sweeper {
 
     async fn pass(&mut self) -> Result<(), Error> {
         let full = self.replica.wakes.take_full();
+        // Something may be due that we do not know of: whoever keeps the host looks now, the others after their lag.
+        let told = self.replica.wakes.take_due();
         let rang = self.replica.wakes.ring(Instant::now());
         if full || Instant::now() >= self.next_tick {
             self.tick(full).await?;
@@ -107,7 +109,7 @@ impl Sweeper {
             // An alarm is our own knowledge of an instant that its keeper may not have.
             let lag = if rang || full { Duration::ZERO } else { lag(&link) };
             let due = self.due.get(&link.id).is_some_and(|due| *due + lag <= now);
-            if full || rang || due {
+            if full || told || rang || due {
                 hosts.push((link.id, lag.as_secs_f64()));
             }
         }

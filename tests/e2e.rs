@@ -440,19 +440,19 @@ async fn an_extended_agent_lives_to_its_new_deadline() {
 }
 
 #[tokio::test]
-async fn a_notification_wakes_a_replica_that_polls_once_an_hour() {
+async fn notifications_wake_a_replica_that_polls_once_an_hour() {
     let db = Db::new().await;
     let client = db.client().await;
-    let _replica = Replica::start(&db.url(), &[("SUNDOWN_POLL", "1h")]).await;
-    harness::eventually("the replica listens", Duration::from_secs(10), async || {
-        client
-            .query_opt("select 1 from pg_stat_activity where datname = current_database() and query ilike 'notify sundown_probe%'", &[])
-            .await
-            .unwrap()
+    let replica = Replica::start(&db.url(), &[("SUNDOWN_POLL", "1h")]).await;
+    harness::eventually("it listens", Duration::from_secs(10), async || {
+        replica.http("GET", "/metrics", "").await.body.contains("\nsundown_listening 1").then_some(())
     })
     .await;
-    let id = submit(&client, "exit 0", ", notify => 'always'").await;
-    assert_eq!(outcome(&client, id).await, end("succeeded", "exited", Some(0)));
+    let id = submit(&client, "sleep 600", ", ttl => '30min', notify => 'always'").await;
+    until_state(&client, id, "running").await;
+    client.execute("select sundown.extend($1, '20min', notify => 'always')", &[&id]).await.unwrap();
+    client.execute("select sundown.terminate($1, notify => 'always')", &[&id]).await.unwrap();
+    assert_eq!(outcome(&client, id).await, end("expired", "terminated", Some(143)));
     docker::leave_nothing(&client).await;
 }
 

@@ -115,7 +115,7 @@ begin
     end if;
     insert into sundown.agent_live (id, due_at, ttl, max_ttl, grace, start_timeout, queue_until)
     values (new_id, greatest(instant, run_at), ttl, max_ttl, grace, start_timeout, greatest(instant, run_at) + queue_timeout);
-    perform sundown.wake(notify);
+    perform sundown.wake(notify, 'waits');
     return new_id;
 end $$;
 comment on function sundown.submit is 'Submits an agent in the caller''s transaction and returns its id. ttl counts from running; notify is auto, always or never; at mocks the clock in tests.';

@@ -15,6 +15,7 @@ use super::request::{Query, body, id, key};
 use super::routes::{Answer, ask, json};
 use super::{Caller, LONGEST_WAIT};
 use crate::agent::{Submission, extension, seconds};
+use crate::wake::Wish;
 
 const STATES: [&str; 6] = ["pending", "running", "terminating", "succeeded", "failed", "expired"];
 /// Between two looks while a client waits for an end.
@@ -29,7 +30,7 @@ pub async fn submit(caller: &Caller, request: Request<Incoming>) -> Answer {
     let (id, agent, is_new) = ask(async move {
         let accepted = state.sql.submit(&submission, key.as_deref()).await?;
         if accepted.2 {
-            (state.poke)(Duration::ZERO);
+            (state.poke)(Wish::Submitted);
         }
         Ok(accepted)
     })
@@ -115,7 +116,7 @@ pub async fn terminate(caller: &Caller, agent: &str, request: &Request<Incoming>
     let record = ask(async move {
         let after = state.sql.terminate(id, &actor).await?;
         if after == "terminating" {
-            (state.poke)(Duration::ZERO);
+            (state.poke)(Wish::Due(Duration::ZERO));
         }
         state.sql.get_agent(id).await
     });
@@ -132,7 +133,7 @@ pub async fn extend(caller: &Caller, agent: &str, request: Request<Incoming>) ->
     let state = caller.state.clone();
     let record = ask(async move {
         let due_in = state.sql.extend(id, ttl).await?;
-        (state.poke)(Duration::try_from_secs_f64(due_in.unwrap_or_default()).unwrap_or_default());
+        (state.poke)(Wish::Due(Duration::try_from_secs_f64(due_in.unwrap_or_default()).unwrap_or_default()));
         state.sql.get_agent(id).await
     });
     let (agent, _ended) = record.await?.ok_or_else(unknown)?;

@@ -333,9 +333,9 @@ impl Sql {
         self.one(super::UPKEEP, &[(&now, Type::TIMESTAMPTZ)], "counts").await?.ok_or_else(none)
     }
 
-    /// Tells every other replica to look again.
-    pub async fn wake(&self) -> Result<(), Error> {
-        self.rows(super::WAKE, &[]).await.map(drop)
+    /// Tells every replica to look again, for these reasons.
+    pub async fn wake(&self, reasons: &[&str]) -> Result<(), Error> {
+        self.rows(super::WAKE, &[(&reasons, Type::TEXT_ARRAY)]).await.map(drop)
     }
 }
 

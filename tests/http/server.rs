@@ -88,7 +88,7 @@ impl Server {
         let (counted, noted) = (Arc::clone(&pokes), Arc::clone(&asked));
         let state = State {
             sql,
-            poke: Box::new(move |_due_in| {
+            poke: Box::new(move |_wish| {
                 counted.fetch_add(1, Ordering::SeqCst);
             }),
             ready: Arc::clone(&ready),
