@@ -22,13 +22,12 @@ begin
        set system_identifier = excluded.system_identifier, database_oid = excluded.database_oid,
            id = case when as_new then excluded.id else i.id end;
     if as_new then
-        for h in select id from sundown.host loop
+        for h in select id from sundown.host order by id loop
             perform sundown.forget_host(h);
         end loop;
-        -- The original starts those that wait; started here too, they would run twice.
-        perform from sundown.agent_live l where l.host = 0 order by l.id for update;
-        perform sundown.end_unplaced(array(select l.id from sundown.agent_live l where l.host = 0 order by l.id), 'terminated', session_user,
-                                     clock_timestamp());
+        -- Also those that wait: the original starts them; started here too, they would run twice.
+        perform l.id from sundown.agent_live l where l.host = 0 order by l.id for update;
+        perform sundown.end_unplaced(array(select l.id from sundown.agent_live l where l.host = 0), 'terminated', 'sundown adopt', statement_timestamp());
     end if;
     return (select id from sundown.installation);
 end $$;
