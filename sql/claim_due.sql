@@ -4,12 +4,12 @@
 -- in seconds, $7 now. Locks at most 100 rows a host, skipping what others hold. No row: nothing is due, or others have it.
 with due as materialized (
     select d.id
-      from unnest($1, $2) h (host, lag)
+      from unnest($1::int4[], $2::float8[]) h (host, lag)
      cross join lateral (
            select l.id from sundown.agent_live l
             where l.host = h.host
               and l.due_at <= coalesce($7, statement_timestamp()) - make_interval(secs => h.lag)
-              and l.due_at >= coalesce($4, '-infinity')
+              and l.due_at >= coalesce($4::timestamptz, '-infinity')
             order by l.due_at, l.id limit 100
               for update skip locked) d
 )

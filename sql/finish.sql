@@ -2,7 +2,7 @@
 -- $1 ids, $2 their epochs, $3 host, $4 now. Locks the rows in order of id, then the host's slot.
 -- An id that does not come back: its lease was lost, or it has ended; drop the work.
 with k as (
-    select k.id, k.epoch from unnest($1, $2) k (id, epoch)
+    select k.id, k.epoch from unnest($1::uuid[], $2::int4[]) k (id, epoch)
 ), held as materialized (
     select l.id from sundown.agent_live l
      where l.id = any ($1) and (l.id, l.epoch) in (select k.id, k.epoch from k) and l.observed_at is not null and l.host = $3

@@ -12,7 +12,7 @@ with seen as (
     returning l.id, l.epoch, l.observed_at
 ), log as (
     insert into sundown.agent_log (id, tail, truncated, taken_at)
-    select s.id, $10, $11, s.observed_at from seen s where $10 is not null
+    select s.id, $10::bytea, $11, s.observed_at from seen s where $10 is not null
     on conflict (id) do nothing
 )
 select s.epoch from seen s

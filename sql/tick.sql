@@ -9,7 +9,7 @@ with instant as (
     update sundown.replica r set seen_at = i.now, hosts = $2, listening = $4 from instant i where r.id = $1 returning r.id
 ), kept as (
     insert into sundown.keeper as k (host, replica, until)
-    select h, $1, i.now + make_interval(secs => $3) from unnest($2) h, instant i order by h
+    select h, $1, i.now + make_interval(secs => $3) from unnest($2::int4[]) h, instant i order by h
     on conflict (host) do update set replica = excluded.replica, until = excluded.until
      where k.replica = excluded.replica or k.until < (select i.now from instant i)
     returning k.host
@@ -26,5 +26,5 @@ select h.host, exists (select from beat) as alive, h.host in (select k.host from
  cross join unnest(0 || $2) h (host)
   left join lateral (
        select l.due_at from sundown.agent_live l
-        where l.host = h.host and l.due_at >= case when h.host = 0 then '-infinity' else coalesce($5, '-infinity') end
+        where l.host = h.host and l.due_at >= case when h.host = 0 then '-infinity' else coalesce($5::timestamptz, '-infinity') end
         order by l.due_at, l.id limit 1) d on true
