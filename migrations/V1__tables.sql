@@ -61,6 +61,14 @@ create table sundown.agent (
 ) partition by range (id);
 comment on table sundown.agent is 'What was asked for. Written once, by sundown.submit; never updated. Partitioned by the week in the id.';
 comment on column sundown.agent.id is 'UUIDv7 from the database''s clock, so ids sort by submission.';
+comment on column sundown.agent.tenant is 'On whose behalf. For keys and for people; every tenant shares the hosts.';
+comment on column sundown.agent.name is 'For people; need not be unique.';
+comment on column sundown.agent.image is 'As given. Must be on the host already; nothing is pulled.';
+comment on column sundown.agent.command is 'Arguments to the image''s entrypoint; empty: the image''s own.';
+comment on column sundown.agent.labels is 'Strings by name, for finding agents; on the container below the prefix sundown.label.';
+comment on column sundown.agent.pids is 'Limit of processes and threads.';
+comment on column sundown.agent.network is 'none: loopback only; bridge: the daemon''s default network.';
+comment on column sundown.agent.created_at is 'When it was submitted, by the database''s clock.';
 comment on column sundown.agent.env_keys is 'Names of the environment variables; their values are in agent_secret until the end.';
 comment on column sundown.agent.memory is 'Limit in bytes; there is no swap beyond it.';
 comment on column sundown.agent.cpus is 'Limit in cores.';
@@ -124,6 +132,13 @@ comment on column sundown.agent_live.expires_at is 'The deadline: the stop signa
 comment on column sundown.agent_live.host is 'Where it was placed, once; 0 waits for a place. Written by the placing claim.';
 comment on column sundown.agent_live.epoch is 'The fence. Every claim and terminate adds one; every later write names it. Never falls.';
 comment on column sundown.agent_live.leased_by is 'The replica at work on it until due_at; null: nobody. For people; correctness rests on epoch.';
+comment on column sundown.agent_live.state is 'pending, running or terminating; the guard allows only legal transitions.';
+comment on column sundown.agent_live.queue_until is 'How long it waits for a place; null: as long as it takes.';
+comment on column sundown.agent_live.placed_at is 'When it was placed on its host. Written by the placing claim.';
+comment on column sundown.agent_live.started_at is 'When its container was found running: its ttl counts from here.';
+comment on column sundown.agent_live.ended_reason is 'Why, as the outcome will say.';
+comment on column sundown.agent_live.exit_code is 'As Docker reported it. Written with observed_at.';
+comment on column sundown.agent_live.oom_killed is 'As Docker reported it. Written with observed_at.';
 comment on column sundown.agent_live.attempts is 'Claims of the present step (start, signal, kill, clean-up) so far.';
 comment on column sundown.agent_live.reason is 'Why Sundown ends it. Committed before the act.';
 comment on column sundown.agent_live.actor is 'Who asked for the end: a role, a client, or sundown itself at the deadline.';
@@ -167,6 +182,10 @@ create table sundown.agent_outcome (
 create index agent_outcome_state on sundown.agent_outcome (state, id);
 comment on table sundown.agent_outcome is 'How each agent ended. The primary key is the promise: one end, once. Never updated.';
 comment on column sundown.agent_outcome.observed_at is 'When its end was seen.';
+comment on column sundown.agent_outcome.state is 'succeeded: it exited with 0; failed: otherwise, could not start, or was lost; expired: Sundown stopped it.';
+comment on column sundown.agent_outcome.reason is 'Why it ended.';
+comment on column sundown.agent_outcome.actor is 'Who asked for the end, if somebody did.';
+comment on column sundown.agent_outcome.decided_at is 'When Sundown decided to end it; null if it ended by itself.';
 comment on column sundown.agent_outcome.finished_at is 'When the end was written: its container is gone by then.';
 comment on column sundown.agent_outcome.exit_code is 'As Docker reported it; 137 and 143 are SIGKILL and SIGTERM.';
 
@@ -207,6 +226,8 @@ create index event_agent on sundown.event (id, seq);
 comment on table sundown.event is 'One row per transition, written by triggers in the same commit. Append-only. Read it in order of (xid, seq), up to the snapshot''s xmin: nothing is skipped then.';
 comment on column sundown.event.xid is 'The transaction that did it: the first half of the cursor.';
 comment on column sundown.event.seq is 'Order within a transaction: the second half of the cursor.';
+comment on column sundown.event.kind is 'state: it changed state; extended: its deadline was moved.';
+comment on column sundown.event.was is 'The state before; null for a submission.';
 
 create table sundown.agent_key (
     tenant      text not null,
@@ -239,6 +260,8 @@ create table sundown.host_slot (
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
 comment on table sundown.host_slot is 'How many agents each host may carry, and carries. Changed by the statements that place and finish.';
 comment on column sundown.host_slot.cordoned is 'No new agents; those that it has live on. Written by `sundown host cordon`.';
+comment on column sundown.host_slot.capacity is 'How many it may carry. Written by the replica that last registered it.';
+comment on column sundown.host_slot.used is 'How many it carries: placed and not ended. Written by place, finish.';
 
 create table sundown.keeper (
     host    integer primary key,

@@ -23,3 +23,4 @@ create or replace trigger not_emptied before truncate on sundown.event
     for each statement execute function sundown.written_once('sundown.event');
 create or replace trigger not_emptied before truncate on sundown.agent_live
     for each statement execute function sundown.written_once('sundown.agent_live');
+comment on function sundown.written_once() is 'Trigger: refuses every change of rows that are written once.';

@@ -124,3 +124,8 @@ create or replace trigger guard_delete after delete on sundown.agent_live
     referencing old table as old_rows for each statement execute function sundown.live_deleted();
 create or replace trigger guard_insert after insert on sundown.agent_outcome
     referencing new table as new_rows for each statement execute function sundown.outcome_inserted();
+
+comment on function sundown.live_inserted() is 'Trigger: a life begins pending, unplaced, submitted and only once. Writes its event.';
+comment on function sundown.live_updated() is 'Trigger: only legal transitions; what is written once stays. Writes an event for each transition.';
+comment on function sundown.live_deleted() is 'Trigger: a life ends only with a legal outcome. Writes its event.';
+comment on function sundown.outcome_inserted() is 'Trigger: an outcome is of an agent that was submitted and does not live any more.';

@@ -1,6 +1,7 @@
 -- An agent as programs see it: the columns of sundown.agents, durations as seconds, instants in UTC.
 create or replace function sundown.instant(at timestamptz) returns text
 language sql stable parallel safe as $$ select to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') $$;
+comment on function sundown.instant(timestamptz) is 'An instant as RFC 3339 in UTC.';
 
 create or replace function sundown.record(a sundown.agents) returns json
 language sql stable as $$
