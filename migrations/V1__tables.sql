@@ -59,6 +59,8 @@ create table sundown.agent (
     created_at    timestamptz not null,
     constraint agent_durations check (ttl > interval '0' and ttl <= max_ttl and grace >= interval '0' and start_timeout > interval '0')
 ) partition by range (id);
+-- Written once, so it costs one entry for each label; without it a label that few carry would be looked for in all of history.
+create index agent_labels on sundown.agent using gin (labels jsonb_path_ops);
 comment on table sundown.agent is 'What was asked for. Written once, by sundown.submit; never updated. Partitioned by the week in the id.';
 comment on column sundown.agent.id is 'UUIDv7 from the database''s clock, so ids sort by submission.';
 comment on column sundown.agent.tenant is 'On whose behalf. For keys and for people; every tenant shares the hosts.';

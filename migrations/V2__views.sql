@@ -1,10 +1,11 @@
 -- What people look at. `sundown.agents` is everything about every agent; the others answer one question each.
 set local lock_timeout = '5s';
 
--- Live and ended first, what was asked for after: "the newest fifty", "running now" and a join by id are then walks along an index,
--- however much history there is.
+-- Live and ended first, then each one's agent by its key: "the newest fifty", "running now", a page from a cursor and a join by id are
+-- walks along an index, however much history there is. The LIMIT keeps it to the key: left to choose, the planner merges or hashes the
+-- whole of sundown.agent for a page from a cursor. The price: a query over all of history looks up each agent.
 create view sundown.agents as
-select a.id, a.name, a.tenant, s.state, s.reason, a.image, a.command, a.labels, s.ttl, a.max_ttl, a.grace, a.run_at, a.created_at, s.started_at,
+select s.id, a.name, a.tenant, s.state, s.reason, a.image, a.command, a.labels, s.ttl, a.max_ttl, a.grace, a.run_at, a.created_at, s.started_at,
        s.expires_at, s.finished_at, s.exit_code, s.error, (select h.name from sundown.host h where h.id = s.host) as host, s.container_id,
        s.attempts, a.env_keys
   from (select l.id, l.state, l.reason, l.ttl, l.started_at, l.expires_at, null::timestamptz as finished_at, l.exit_code, l.error, l.host,
@@ -14,7 +15,9 @@ select a.id, a.name, a.tenant, s.state, s.reason, a.image, a.command, a.labels, 
         select o.id, o.state, o.reason, o.ttl, o.started_at, o.expires_at, o.finished_at, o.exit_code, o.error, o.host,
                o.container_id, o.attempts
           from sundown.agent_outcome o) s
-  join sundown.agent a on a.id = s.id;
+ cross join lateral (
+       select a.name, a.tenant, a.image, a.command, a.labels, a.max_ttl, a.grace, a.run_at, a.created_at, a.env_keys
+         from sundown.agent a where a.id = s.id limit 1) a;
 comment on view sundown.agents is 'Every agent, alive or ended, newest first when ordered by id desc.';
 
 create view sundown.overdue as

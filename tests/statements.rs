@@ -117,7 +117,7 @@ async fn a_million(client: &Client) {
              insert into sundown.host (uuid, name, endpoint, seen_at) select gen_random_uuid(), 'host ' || n, '', now() from generate_series(1, 4) n;
              insert into sundown.host_slot (host, capacity, used) select id, 1000, 500 from sundown.host;
              insert into sundown.agent (id, tenant, image, command, env_keys, labels, cpus, memory, pids, network, ttl, max_ttl, grace, start_timeout, created_at)
-                select id, 'default', 'busybox', '{true}', '{}', '{}', 1, 1e8, 100, 'none', '1h', '1d', '10s', '60s', at from many;
+                select id, 'default', 'busybox', '{true}', '{}', case when n % 5000 = 0 then '{\"team\": \"blue\"}'::jsonb else '{}' end, 1, 1e8, 100, 'none', '1h', '1d', '10s', '60s', at from many;
              insert into sundown.agent_outcome (id, state, reason, host, exit_code, ttl, attempts, epoch, finished_at)
                 select id, case when n % 500 = 0 then 'failed' else 'succeeded' end, 'exited', 1 + n % 4, case when n % 500 = 0 then 3 else 0 end, '1h', 1, 3, at
                   from many where not lives;
@@ -126,7 +126,8 @@ async fn a_million(client: &Client) {
                 select id, at + '1h', at + '1h', case when n % 20 = 0 then 0 else 1 + n % 4 end, 1, case when n % 20 = 0 then 'pending' else 'running' end,
                        '1h', '1d', '10s', '60s', case when n % 20 <> 0 then at end, case when n % 20 <> 0 then at end, case when n % 20 <> 0 then 'c' || n end
                   from many where lives;
-             analyze sundown.agent, sundown.agent_live, sundown.agent_outcome, sundown.host;
+             create table mine as select id from sundown.agent_outcome order by id limit 30;
+             analyze mine, sundown.agent, sundown.agent_live, sundown.agent_outcome, sundown.host;
              reset all",
         )
         .await
@@ -188,9 +189,12 @@ async fn lists_are_walks_along_an_index_beside_a_million() {
             format!("select * from sundown.agents where state = 'failed' and id < '{middle}' order by id desc limit 50"),
             50,
         ),
-        ("list_agents, the first page", with_values("list_agents", &["null", "null", "null", "50"]), 50),
-        ("list_agents, by state", with_values("list_agents", &["'failed'", "null", "null", "50"]), 50),
-        ("list_agents, a page", with_values("list_agents", &["null", "null", &format!("'{middle}'"), "50"]), 50),
+        ("list_agents, the first page", with_values("list_agents", &["null", "null", "50"]), 50),
+        ("list_agents, by state", with_values("list_agents", &["'failed'", "null", "50"]), 50),
+        ("list_agents, a page", with_values("list_agents", &["null", &format!("'{middle}'"), "50"]), 50),
+        ("list_labelled, a rare one", with_values("list_labelled", &["null", "null", "50", r#"'{"team": "blue"}'"#]), 50),
+        ("list_labelled, a page", with_values("list_labelled", &["null", &format!("'{middle}'"), "50", r#"'{"team": "blue"}'"#]), 50),
+        ("a join by id", "select a.state from mine join sundown.agents a using (id)".to_owned(), 30),
         ("get_agent", with_values("get_agent", &[&format!("'{middle}'")]), 1),
         ("log_of", with_values("log_of", &[&format!("'{middle}'")]), 1),
         ("accepted", with_values("accepted", &[&format!("'{middle}'"), "'1'"]), 1),
@@ -198,7 +202,8 @@ async fn lists_are_walks_along_an_index_beside_a_million() {
         let (nodes, blocks) = explained(&client, &statement).await;
         assert_eq!(nodes[0]["Actual Rows"].as_f64(), Some(f64::from(rows)), "{what}");
         assert_eq!(scans(&nodes), Vec::<&str>::new(), "{what} reads a whole table");
-        assert!(blocks < 3000, "{what} touches {blocks} blocks");
+        // Fifty rows, each looked up in every week; a walk over all of history is 17,000 and more.
+        assert!(blocks < 8000, "{what} touches {blocks} blocks");
     }
 
     // The scheduler's own: each probes its index by host and instant.

@@ -82,3 +82,4 @@ comment on function sundown.upkeep(timestamptz) is 'Makes partitions ahead, drop
 -- The end of the week that a partition's name gives.
 create or replace function sundown.partition_end(name name) returns timestamptz
 language sql stable as $$ select to_date(right(name, 8), 'YYYYMMDD')::timestamp at time zone 'UTC' + interval '7 days' $$;
+comment on function sundown.partition_end(name) is 'The end of the week that the name of a partition gives.';

@@ -77,8 +77,11 @@ impl Sql {
         cursor: Option<Uuid>,
         limit: i64,
     ) -> Result<Vec<(Uuid, String)>, Error> {
-        let params: &[Param<'_>] = &[(&state, Type::TEXT), (&labels, Type::JSONB), (&cursor, Type::UUID), (&limit, Type::INT8)];
-        let rows = self.rows(super::LIST_AGENTS, params).await?;
+        let page: [Param<'_>; 3] = [(&state, Type::TEXT), (&cursor, Type::UUID), (&limit, Type::INT8)];
+        let rows = match &labels {
+            None => self.rows(super::LIST_AGENTS, &page).await?,
+            Some(labels) => self.rows(super::LIST_LABELLED, &[&page[..], &[(labels, Type::JSONB)]].concat()).await?,
+        };
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("agent")?))).collect()
     }
 
