@@ -1,6 +1,6 @@
 //! Whole lives: the built binary, a real Postgres, a real Docker daemon. Each test has a database and so an installation of its own,
 //! and removes what that installation left on the daemon.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod harness;
 
