@@ -91,7 +91,7 @@ pub struct Readiness {
     pub host_reachable: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// Serves until `shutdown`, then lets open requests finish for at most [`DRAIN`].
+/// Serves until `shutdown`, then lets open requests finish for at most 10 s.
 pub async fn serve(listener: TcpListener, state: Arc<State>, shutdown: CancellationToken) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let refusals = Arc::new(Semaphore::new(REFUSALS));
