@@ -4,34 +4,31 @@
 create or replace function sundown.upkeep(at timestamptz default null) returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '2s' as $$
 declare
-    instant   timestamptz := coalesce(at, statement_timestamp());
-    kept      interval;
-    kept_logs interval;
-    parent    text;
-    week      timestamptz;
-    part      record;
-    name      text;
-    bound     text;
-    wanted    boolean;
-    made      integer := 0;
-    dropped   integer := 0;
-    keys      integer;
+    instant timestamptz := coalesce(at, statement_timestamp());
+    parent  text;
+    week    timestamptz;
+    part    record;
+    name    text;
+    bound   text;
+    made    integer := 0;
+    dropped integer := 0;
+    keys    integer;
 begin
     -- One at a time; whoever comes second has nothing to do.
     if not pg_try_advisory_xact_lock(hashtextextended('sundown upkeep', 0)) then
         return jsonb_build_object('made', 0, 'dropped', 0, 'busy', true);
     end if;
-    select retention, log_retention into kept, kept_logs from sundown.installation;
 
     foreach parent in array array['agent', 'agent_outcome', 'agent_log', 'event'] loop
-        -- Weeks begin on Monday, UTC. Continue where the newest partition ends: no gap, however long nobody came.
+        -- Weeks begin on Monday, UTC, and are counted in hours: seven days are not always 168 of them in other time zones.
+        -- Continue where the newest partition ends: no gap, however long nobody came.
         select coalesce(max(sundown.partition_end(c.relname)), date_trunc('week', instant, 'UTC')) into week
           from pg_inherits i join pg_class c on c.oid = i.inhrelid
          where i.inhparent = ('sundown.' || parent)::regclass;
         while week < instant + interval '13 weeks' loop
             name := format('%s_%s', parent, to_char(week at time zone 'UTC', 'YYYYMMDD'));
-            bound := case when parent = 'event' then format('from (%L) to (%L)', week, week + interval '7 days')
-                          else format('from (%L) to (%L)', sundown.uuid_floor(week), sundown.uuid_floor(week + interval '7 days')) end;
+            bound := case when parent = 'event' then format('from (%L) to (%L)', week, week + interval '168 hours')
+                          else format('from (%L) to (%L)', sundown.uuid_floor(week), sundown.uuid_floor(week + interval '168 hours')) end;
             -- Attached after it is made: creating it in place would lock the parent against every reader.
             execute format('create table if not exists sundown.%I (like sundown.%I including defaults including constraints including comments)', name, parent);
             execute format('alter table sundown.%I attach partition sundown.%I for values %s', parent, name, bound);
@@ -44,28 +41,29 @@ begin
                 execute format('create trigger guard_insert after insert on sundown.%I referencing new table as new_rows for each statement execute function sundown.outcome_inserted()', name);
             end if;
             made := made + 1;
-            week := week + interval '7 days';
+            week := week + interval '168 hours';
         end loop;
+    end loop;
 
+    -- Dropping needs the table to itself. Whoever asks meanwhile waits behind us, so we give up soon and come back another time.
+    perform set_config('lock_timeout', '200ms', true);
+    foreach parent in array array['agent', 'agent_outcome', 'agent_log', 'event'] loop
         for part in
-            select c.relname, sundown.partition_end(c.relname) - interval '7 days' as starts, sundown.partition_end(c.relname) as ends
+            select c.relname, sundown.partition_end(c.relname) - interval '168 hours' as starts, sundown.partition_end(c.relname) as ends
               from pg_inherits i join pg_class c on c.oid = i.inhrelid
-             where i.inhparent = ('sundown.' || parent)::regclass and sundown.partition_end(c.relname) <= instant
+             where i.inhparent = ('sundown.' || parent)::regclass
              order by c.relname
         loop
+            continue when sundown.week_wanted(parent, part.starts, part.ends, instant);
             begin
-                -- Locked first, then judged: a submission that is under way holds it and is waited for, or put off to the next time.
+                -- The table first, as every query does, so that nobody is caught between the two. A submission that is under way
+                -- holds it; when we have it, none is, and what we judge is final.
+                execute format('lock table only sundown.%I in access exclusive mode', parent);
                 execute format('lock table sundown.%I in access exclusive mode', part.relname);
-                wanted := case parent when 'event' then part.ends > instant - kept else
-                    exists (select from sundown.agent_live l where l.id >= sundown.uuid_floor(part.starts) and l.id < sundown.uuid_floor(part.ends))
-                    or exists (select from sundown.agent_outcome o where o.id >= sundown.uuid_floor(part.starts) and o.id < sundown.uuid_floor(part.ends)
-                                  and o.finished_at > instant - case parent when 'agent_log' then kept_logs else kept end)
-                    end;
-                if not wanted then
-                    execute format('alter table sundown.%I detach partition sundown.%I', parent, part.relname);
-                    execute format('drop table sundown.%I', part.relname);
-                    dropped := dropped + 1;
-                end if;
+                continue when sundown.week_wanted(parent, part.starts, part.ends, instant);
+                execute format('alter table sundown.%I detach partition sundown.%I', parent, part.relname);
+                execute format('drop table sundown.%I', part.relname);
+                dropped := dropped + 1;
             exception when lock_not_available then
                 null;
             end;
@@ -79,7 +77,23 @@ begin
 end $$;
 comment on function sundown.upkeep(timestamptz) is 'Makes partitions ahead, drops those that retention has passed, forgets old keys and replicas. Harmless at any time.';
 
--- The end of the week that a partition's name gives.
+-- The end of the week that a partition's name gives; null for any other name, for the planner asks about whatever table it likes.
 create or replace function sundown.partition_end(name name) returns timestamptz
-language sql stable as $$ select to_date(right(name, 8), 'YYYYMMDD')::timestamp at time zone 'UTC' + interval '7 days' $$;
-comment on function sundown.partition_end(name) is 'The end of the week that the name of a partition gives.';
+language sql stable as $$
+    select case when name ~ '_[0-9]{8}$' then to_date(right(name, 8), 'YYYYMMDD')::timestamp at time zone 'UTC' + interval '168 hours' end
+$$;
+comment on function sundown.partition_end(name) is 'The end of a partition''s week, from its name.';
+
+create or replace function sundown.week_wanted(parent text, starts timestamptz, ends timestamptz, at timestamptz) returns boolean
+language sql stable as $$
+    select ends > at
+        or case when parent = 'event' then ends > at - i.retention else
+               exists (select from sundown.agent_live l where l.id >= sundown.uuid_floor(starts) and l.id < sundown.uuid_floor(ends))
+               or exists (select from sundown.agent_outcome o
+                           where o.id >= sundown.uuid_floor(starts) and o.id < sundown.uuid_floor(ends)
+                             and o.finished_at > at - case when parent = 'agent_log' then i.log_retention else i.retention end)
+           end
+      from sundown.installation i
+$$;
+comment on function sundown.week_wanted(text, timestamptz, timestamptz, timestamptz) is
+    'Whether anything in a week of a partitioned table must be kept: it is not over, an agent of it lives, or retention has not passed.';
