@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::docker::DockerError;
 use crate::error::Error;
 use crate::failpoint;
-use crate::replica::{FINISH_LEASE, Link, Replica};
+use crate::replica::{Link, Replica, STOP_LEASE};
 use crate::sql::work::{Claim, Facts};
 
 /// How much of the output is kept, in bytes.
@@ -30,7 +30,7 @@ pub async fn end(replica: &Arc<Replica>, link: &Link, row: &Claim, mut facts: Fa
     }
     never_executed(&mut facts);
     failpoint::hit("finish.before_observe");
-    let Some(epoch) = replica.sql.observe(row, replica.id(), FINISH_LEASE, &facts, None).await? else {
+    let Some(epoch) = replica.sql.observe(row, replica.id(), STOP_LEASE, &facts, None).await? else {
         replica.lease_lost(row.id, "observe");
         return Ok(());
     };
@@ -42,11 +42,14 @@ pub async fn end(replica: &Arc<Replica>, link: &Link, row: &Claim, mut facts: Fa
 /// The last two steps, for an agent whose facts are durable.
 pub async fn remove_and_record(replica: &Arc<Replica>, link: &Link, row: &Claim, container: Option<&str>) -> Result<(), Error> {
     if let Some(container) = container {
-        let lane = link.cleanups.acquire().await;
-        let removed = link.docker.remove(container).await;
-        drop(lane);
-        if let Err(error) = removed {
-            return try_again(replica, row, &error).await;
+        let removed = replica.hold(row, async {
+            let _lane = link.cleanups.acquire().await;
+            link.docker.remove(container).await
+        });
+        match removed.await? {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return try_again(replica, row, &error).await,
+            None => return Ok(()),
         }
     }
     failpoint::hit("finish.removed");

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::docker::{Docker, DockerError, Event, EventKind, Listed, Status, container_name};
 use crate::error::Error;
 use crate::finish;
-use crate::reconcile::{Action, Seen, reconcile};
+use crate::reconcile::{Action, reconcile};
 use crate::replica::{Host, Link, Replica};
 use crate::sql::work::Claim;
 
@@ -244,9 +244,8 @@ pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphan
 fn judge_later(replica: &Arc<Replica>, link: &Arc<Link>, row: Claim) {
     let (shared, link) = (Arc::clone(replica), Arc::clone(link));
     replica.spawn(async move {
-        let name = container_name(row.id);
-        let seen = match link.docker.inspect(row.container_id.as_deref().unwrap_or(&name)).await {
-            Ok(seen) => Seen::of(seen),
+        let seen = match link.look(&row).await {
+            Ok(seen) => seen,
             // Not gone: not known.
             Err(_) => {
                 shared.metrics.docker_errors.inc();

@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::docker::{ContainerSpec, Created, DockerError, Network, Started, container_name};
+use crate::docker::{ContainerSpec, Created, DockerError, Network, Started};
 use crate::error::Error;
 use crate::failpoint;
 use crate::finish;
@@ -141,7 +141,7 @@ async fn start(
     // A new agent has no container yet: the create itself finds out if it has.
     let mut seen = match &spec {
         Some(_) => Seen::Gone,
-        None => match look(link, &row).await {
+        None => match link.look(&row).await {
             Ok(seen) => seen,
             Err(error) => return finish::try_again(replica, &row, &error).await,
         },
@@ -187,7 +187,7 @@ async fn start(
                 return Ok(());
             }
         }
-        seen = match look(link, &row).await {
+        seen = match link.look(&row).await {
             Ok(seen) => seen,
             Err(error) => return finish::try_again(replica, &row, &error).await,
         };
@@ -202,11 +202,6 @@ enum Step {
     Failed(&'static str, Option<String>),
     Unknown(DockerError),
     Lost,
-}
-
-async fn look(link: &Link, row: &Claim) -> Result<Seen, DockerError> {
-    let name = container_name(row.id);
-    link.docker.inspect(row.container_id.as_deref().unwrap_or(&name)).await.map(Seen::of)
 }
 
 async fn create(replica: &Replica, link: &Link, row: &Claim, spec: Option<&Spec>) -> Result<Step, Error> {
@@ -273,7 +268,7 @@ async fn running(replica: &Arc<Replica>, link: &Arc<Link>, row: Claim, container
 
 async fn fail(replica: &Arc<Replica>, link: &Link, row: &Claim, reason: &'static str, error: Option<String>) -> Result<(), Error> {
     tracing::info!(agent.id = %row.id, reason, error, "could not start");
-    let container = match look(link, row).await {
+    let container = match link.look(row).await {
         Ok(Seen::Ours(container)) => Some(container.id),
         Ok(Seen::Gone | Seen::Foreign) => None,
         Err(error) => return finish::try_again(replica, row, &error).await,

@@ -13,15 +13,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::docker::Docker;
+use crate::docker::{Docker, DockerError, container_name};
+use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::reconcile::Seen;
 use crate::sql::Sql;
+use crate::sql::work::Claim;
 use crate::wake::Wakes;
 
 /// How long a stop is leased. Short, for repeating a signal is harmless and a dead replica must not delay an end.
 pub const STOP_LEASE: Duration = Duration::from_secs(2);
-/// How long the clean-up after an end is leased; by then the process is dead, and only the record waits.
-pub const FINISH_LEASE: Duration = Duration::from_secs(6);
 /// How far behind a host's keeper everybody else looks.
 pub const LAG: Duration = Duration::from_millis(250);
 /// Clean-ups (inspect, log, remove) at once on one host. Beyond the daemon's own parallelism they only get in the way of kills.
@@ -114,6 +115,25 @@ impl Replica {
         });
     }
 
+    /// Waits for a call to Docker with a lease in hand, holding on to it while the daemon is busy: others would only ask the same
+    /// daemon for the same. `None`: the lease was lost meanwhile. A dead replica holds on to nothing.
+    ///
+    /// # Errors
+    /// When the database does not answer; the lease then runs out.
+    pub async fn hold<T>(&self, row: &Claim, call: impl Future<Output = T>) -> Result<Option<T>, Error> {
+        let mut call = std::pin::pin!(call);
+        loop {
+            tokio::select! {
+                done = &mut call => return Ok(Some(done)),
+                () = tokio::time::sleep(STOP_LEASE / 2) => {}
+            }
+            if !self.sql.renew(row, self.id(), STOP_LEASE, None).await? {
+                self.lease_lost(row.id, "renew");
+                return Ok(None);
+            }
+        }
+    }
+
     /// Waits until the work in hand is done, at most so long. False: some of it is not.
     pub async fn drained(&self, patience: Duration) -> bool {
         self.lanes.close();
@@ -150,6 +170,17 @@ pub struct Link {
     pub keeps: AtomicBool,
     /// Nothing lives there, as of the last tick.
     pub idle: AtomicBool,
+}
+
+impl Link {
+    /// What Docker shows of an agent now: under its recorded container, or under the name that its container would have.
+    ///
+    /// # Errors
+    /// When the daemon cannot tell, which is not "gone".
+    pub async fn look(&self, row: &Claim) -> Result<Seen, DockerError> {
+        let name = container_name(row.id);
+        self.docker.inspect(row.container_id.as_deref().unwrap_or(&name)).await.map(Seen::of)
+    }
 }
 
 impl Host {

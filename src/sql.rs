@@ -38,7 +38,8 @@ statements! {
     LIST_LABELLED = "list_labelled",
     LOG_OF = "log_of", NEXT_DUE = "next_due", OBSERVE = "observe", ON_HOST = "on_host", PLACE = "place",
     RECORD_CONTAINER = "record_container", REGISTER_HOST = "register_host", REGISTER_REPLICA = "register_replica",
-    RELEASE = "release", REST = "rest", RUNNING = "running", SETTINGS = "settings", SIGNALLED = "signalled",
+    RELEASE = "release",
+    RENEW = "renew", REST = "rest", RUNNING = "running", SETTINGS = "settings", SIGNALLED = "signalled",
     SIGNALLING = "signalling", SPEC = "spec", SUBMIT = "submit", TERMINATE = "terminate", TICK = "tick", UPKEEP = "upkeep",
     WAKE = "wake",
 }

@@ -12,12 +12,12 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use crate::docker::{DockerError, Signal, Signalled, container_name};
+use crate::docker::{Signal, Signalled};
 use crate::error::Error;
 use crate::failpoint;
 use crate::finish;
 use crate::launcher;
-use crate::reconcile::{Action, Seen, reconcile};
+use crate::reconcile::{Action, reconcile};
 use crate::replica::{LAG, Link, Replica, STOP_LEASE};
 use crate::sql::work::Claim;
 
@@ -27,6 +27,8 @@ pub const KEEPER_LEASE: Duration = Duration::from_secs(10);
 const RELAXED: f64 = 2.5;
 /// The most that one claim takes from a host; a literal in its statement.
 const BATCH: usize = 100;
+/// How long a killed container may take to be seen dead, before it is looked at anew.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// After a claim that found its due rows in somebody else's hands.
 const LOCKED_PAUSE: Duration = Duration::from_millis(50);
 /// The longest such pause: a row that a user holds must not delay the rows behind it by more.
@@ -258,7 +260,7 @@ async fn step(replica: &Arc<Replica>, link: &Link, mut row: Claim) -> Result<(),
     if let (true, false, Some(container)) = (row.killed, row.observed, row.container_id.clone()) {
         return kill(replica, link, &row, &container).await;
     }
-    let seen = match look(link, &row).await {
+    let seen = match link.look(&row).await {
         Ok(seen) => seen,
         Err(error) => return finish::try_again(replica, &row, &error).await,
     };
@@ -282,11 +284,6 @@ async fn step(replica: &Arc<Replica>, link: &Link, mut row: Claim) -> Result<(),
     }
 }
 
-async fn look(link: &Link, row: &Claim) -> Result<Seen, DockerError> {
-    let name = container_name(row.id);
-    link.docker.inspect(row.container_id.as_deref().unwrap_or(&name)).await.map(Seen::of)
-}
-
 async fn signal(replica: &Arc<Replica>, link: &Link, row: &Claim, container: &str) -> Result<(), Error> {
     match link.docker.signal(container, Signal::Term).await {
         // Also when it was not running any more: its exit is found by its keeper, at the latest when the grace is over.
@@ -308,19 +305,16 @@ async fn signal(replica: &Arc<Replica>, link: &Link, row: &Claim, container: &st
 async fn kill(replica: &Arc<Replica>, link: &Link, row: &Claim, container: &str) -> Result<(), Error> {
     failpoint::hit("stop.before_kill");
     replica.metrics.signals.inc();
-    if let Err(error) = link.docker.signal(container, Signal::Kill).await {
-        return finish::try_again(replica, row, &error).await;
-    }
-    failpoint::hit("stop.killed");
-    // Seen dead within the lease, or looked at again when the lease is over.
-    match link.docker.wait_stopped(container, STOP_LEASE.mul_f32(0.75)).await {
-        Ok(true) => {}
-        Ok(false) => return Ok(()),
-        Err(error) => return finish::try_again(replica, row, &error).await,
-    }
-    let seen = match look(link, row).await {
-        Ok(seen) => seen,
-        Err(error) => return finish::try_again(replica, row, &error).await,
+    // Seen dead while we hold the lease, or looked at again when it is over.
+    let killed = replica.hold(row, async {
+        link.docker.signal(container, Signal::Kill).await?;
+        failpoint::hit("stop.killed");
+        if link.docker.wait_stopped(container, KILL_PATIENCE).await? { link.look(row).await.map(Some) } else { Ok(None) }
+    });
+    let seen = match killed.await? {
+        Some(Ok(Some(seen))) => seen,
+        Some(Ok(None)) | None => return Ok(()),
+        Some(Err(error)) => return finish::try_again(replica, row, &error).await,
     };
     match reconcile(row, &seen) {
         Action::End(facts, container) => finish::end(replica, link, row, facts, container.as_deref()).await,

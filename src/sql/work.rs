@@ -241,6 +241,14 @@ impl Sql {
         Ok(!self.rows(super::RELEASE, params).await?.is_empty())
     }
 
+    /// Holds on to a lease for that much longer. False: it was lost.
+    pub async fn renew(&self, row: &Claim, replica: i32, lease: Duration, now: Now) -> Result<bool, Error> {
+        let lease = lease.as_secs_f64();
+        let params: &[Param<'_>] =
+            &[(&row.id, Type::UUID), (&row.epoch, Type::INT4), (&replica, Type::INT4), (&lease, Type::FLOAT8), (&now, Type::TIMESTAMPTZ)];
+        Ok(!self.rows(super::RENEW, params).await?.is_empty())
+    }
+
     /// Gives the lease of a running agent back until its deadline. False: it was lost already.
     pub async fn rest(&self, id: Uuid, epoch: i32) -> Result<bool, Error> {
         Ok(!self.rows(super::REST, &[(&id, Type::UUID), (&epoch, Type::INT4)]).await?.is_empty())
