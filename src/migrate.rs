@@ -90,7 +90,7 @@ pub async fn adopt(config: &Config, as_new: bool) -> Result<Uuid, Error> {
 
 async fn with(config: &Config, client: &mut Client, always: bool) -> Result<(), Error> {
     if !always && Standing::of(client).await?.is_current() {
-        return Ok(());
+        return ahead(client).await;
     }
     let (mut holder, connection) = config.connect(NoTls).await?;
     let driver = tokio::spawn(connection);
@@ -140,6 +140,16 @@ async fn migrate_alone(client: &mut Client, always: bool) -> Result<(), Error> {
         tracing::info!(version = applied.version(), name = applied.name(), "migrated");
     }
     apply_functions(client).await
+}
+
+/// After a long time without any replica there is no partition for today: nothing could be submitted before the first upkeep.
+async fn ahead(client: &Client) -> Result<(), Error> {
+    let missing = "select not exists (select from pg_inherits i join pg_class c on c.oid = i.inhrelid
+                    where i.inhparent = 'sundown.agent'::regclass and sundown.partition_end(c.relname) > now() + interval '28 days')";
+    if client.query_typed_one(missing, &[]).await?.get(0) {
+        client.batch_execute("select sundown.upkeep()").await?;
+    }
+    Ok(())
 }
 
 /// All functions, the installation and the first partitions, in one transaction: nobody sees half of them.
