@@ -10,8 +10,8 @@ use harness::{Db, START, STOP, claim, host, observe, place, refusal};
 use sundown::docker::Tail;
 use sundown::sql::Sql;
 use sundown::sql::work::{Facts, Placed};
-use tokio_postgres::Client;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{FromSqlOwned, Type};
+use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 /// The smallest step that matters to anybody.
@@ -78,11 +78,20 @@ impl World {
     async fn extend(&self, id: Uuid, ttl: Duration, at: SystemTime) -> Result<Option<SystemTime>, String> {
         let seconds = ttl.as_secs_f64();
         let answer = self.client.query_one("select sundown.extend($1, make_interval(secs => $2), at => $3)", &[&id, &seconds, &at]).await;
-        answer.map(|row| row.get(0)).map_err(|error| refusal(&error).1)
+        self.answer(answer).await
     }
 
     async fn terminate(&self, id: Uuid, at: SystemTime) -> Result<String, String> {
         let answer = self.client.query_one("select sundown.terminate($1, actor => 'a test', at => $2)", &[&id, &at]).await;
+        self.answer(answer).await
+    }
+
+    /// What a function answered, or the name of its refusal.
+    async fn answer<T: FromSqlOwned>(&self, answer: Result<Row, tokio_postgres::Error>) -> Result<T, String> {
+        if answer.is_err() {
+            // A refusal arrives before its transaction has let go of the row, and a claim would pass that over.
+            self.client.batch_execute("").await.unwrap();
+        }
         answer.map(|row| row.get(0)).map_err(|error| refusal(&error).1)
     }
 
