@@ -30,5 +30,5 @@ update sundown.agent_live l
  where l.id = any (array(select d.id from due d))
 returning l.id, l.epoch, l.host, l.state, l.container_id, l.attempts, l.started_at is not null as started,
           l.signalled_at is not null as signalled, l.killed_at is not null as killed, l.observed_at is not null as observed,
-          extract(epoch from l.grace)::float8 as grace,
+          extract(epoch from l.grace)::float8 as grace, extract(epoch from l.due_at - coalesce($7, statement_timestamp()))::float8 as lease,
           l.state = 'pending' and l.placed_at + l.start_timeout <= coalesce($7, statement_timestamp()) as start_timed_out

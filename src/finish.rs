@@ -16,13 +16,18 @@ use crate::sql::work::{Claim, Facts};
 const TAIL: usize = 64 * 1024;
 /// How long reading it may take. It shares the lease of a stop with the write that follows.
 const TAIL_PATIENCE: Duration = Duration::from_millis(1200);
+/// How often reading it is tried.
+const TAIL_TRIES: i16 = 4;
 
 /// The whole finish, for an agent whose end was just seen. `row` needs no lease: its epoch decides who goes on.
 pub async fn end(replica: &Arc<Replica>, link: &Link, row: &Claim, mut facts: Facts, container: Option<&str>) -> Result<(), Error> {
-    // Read once and failed once, it is given up: the end matters more.
-    if let Some(container) = container.filter(|_| row.attempts <= 2) {
-        let _lane = link.cleanups.acquire().await;
-        match tokio::time::timeout(TAIL_PATIENCE, link.docker.tail(container, TAIL)).await {
+    // Tried and failed so often, it is given up: the end matters more.
+    if let Some(container) = container.filter(|_| row.attempts <= TAIL_TRIES) {
+        let tail = async {
+            let _lane = link.tails.acquire().await;
+            link.docker.tail(container, TAIL).await
+        };
+        match tokio::time::timeout(TAIL_PATIENCE, tail).await {
             Ok(Ok(tail)) => facts.tail = Some(tail),
             Ok(Err(error)) => tracing::warn!(agent.id = %row.id, %error, "its log cannot be read"),
             Err(_) => tracing::warn!(agent.id = %row.id, "its log cannot be read in time"),
@@ -43,7 +48,8 @@ pub async fn end(replica: &Arc<Replica>, link: &Link, row: &Claim, mut facts: Fa
 pub async fn remove_and_record(replica: &Arc<Replica>, link: &Link, row: &Claim, container: Option<&str>) -> Result<(), Error> {
     if let Some(container) = container {
         let removed = replica.hold(row, async {
-            let _lane = link.cleanups.acquire().await;
+            let lane = if row.attempts > 2 { &link.stubborn } else { &link.removals };
+            let _lane = lane.acquire().await;
             link.docker.remove(container).await
         });
         match removed.await? {
@@ -67,9 +73,14 @@ pub async fn remove_and_record(replica: &Arc<Replica>, link: &Link, row: &Claim,
 
 /// Gives the row back after Docker failed us; somebody looks again soon, ever less often, for ever.
 pub async fn try_again(replica: &Arc<Replica>, row: &Claim, error: &DockerError) -> Result<(), Error> {
+    try_again_after(replica, row, error, Duration::ZERO).await
+}
+
+/// As [`try_again`], but not before `least` is over.
+pub async fn try_again_after(replica: &Arc<Replica>, row: &Claim, error: &DockerError, least: Duration) -> Result<(), Error> {
     replica.metrics.docker_errors.inc();
     let pause = Duration::from_millis(500) * 2u32.pow(u32::from(row.attempts.clamp(1, 6).unsigned_abs()) - 1);
-    let pause = pause.min(Duration::from_secs(15));
+    let pause = pause.min(Duration::from_secs(15)).max(least);
     tracing::warn!(agent.id = %row.id, host = row.host, attempt = row.attempts, %error, "docker failed; trying again in {pause:?}");
     if replica.sql.release(row.id, row.epoch, pause, Some(&error.to_string()), None).await? {
         replica.wakes.arm(pause.as_secs_f64());

@@ -50,7 +50,7 @@ const REFUSALS: usize = 64;
 /// the client, or it meets a closed socket in mid-request.
 const IDLE: Duration = Duration::from_secs(75);
 /// How long open requests may take once told to stop.
-const DRAIN: Duration = Duration::from_secs(10);
+pub const DRAIN: Duration = Duration::from_secs(10);
 /// Longest head of a request, in bytes, and most headers in it.
 const HEAD: usize = 64 * 1024;
 const HEADERS: usize = 64;

@@ -74,7 +74,7 @@ pub async fn connect(replica: &Replica, host: &Host) -> Result<Arc<Link>, Troubl
         tracing::warn!(endpoint = host.endpoint, "live-restore is off: a restart of this daemon ends every agent on it");
     }
     tracing::info!(host = id, endpoint = host.endpoint, %uuid, version = description.version, cpus = description.cpus, "host connected");
-    Ok(host.connected(id, docker))
+    Ok(host.connected(id, uuid, docker))
 }
 
 /// Who a daemon is that has lost the volume which says so: the host whose agents it runs, or somebody new. Otherwise a pruned volume
@@ -109,12 +109,14 @@ async fn serve(replica: &Arc<Replica>, host: &Host, silent: &mut bool) -> Result
         tokio::select! {
             event = events.next(), if listening => match event {
                 Some(Ok(event)) => hint(event, link.keeps.load(Ordering::Acquire), &mut dead),
-                Some(Err(_)) | None => {
-                    listening = false;
-                    list.reset_immediately();
-                }
+                // The next look at the list finds what it would have said.
+                Some(Err(_)) | None => listening = false,
             },
             _ = list.tick() => {
+                // Whoever closed the stream may not be who answers now: a daemon that is another one knows nothing of our agents.
+                if !listening && link.docker.host_identity(link.uuid).await? != link.uuid {
+                    return Ok(());
+                }
                 // Whoever just connected looks, too: its keeper may have died with what it had seen.
                 if link.keeps.load(Ordering::Acquire) || !looked {
                     survived(replica, pass(replica, &link, &mut orphans).await).await?;
@@ -166,20 +168,19 @@ async fn deaths(replica: &Arc<Replica>, link: &Arc<Link>, dead: &mut HashMap<Uui
     let rows = replica.sql.on_host(link.id, Some(&due)).await?;
     for id in &due {
         match rows.iter().find(|(row, _)| row.id == *id) {
-            // Not said to run yet: whoever starts it is about to say so.
-            Some((row, _)) if row.state == "pending" => {
+            // Not said to run yet, or in the hands of somebody who did not see it die: in a moment it is neither.
+            Some((row, leased)) if row.state == "pending" || *leased => {
                 let next = dead.get(id).map(|(_, pause)| (*pause * 2).max(Duration::from_millis(20)));
                 match next.filter(|pause| *pause <= EARLY_DEATH) {
                     Some(pause) => dead.insert(*id, (now, pause)),
                     None => dead.remove(id),
                 };
             }
-            Some((row, false)) => {
+            Some((row, _)) => {
                 dead.remove(id);
                 judge_later(replica, link, row.clone());
             }
-            // In somebody's hands, or ended.
-            Some((_, true)) | None => {
+            None => {
                 dead.remove(id);
             }
         }

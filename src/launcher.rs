@@ -20,13 +20,21 @@ use crate::reconcile::{Action, Seen, failed, reconcile};
 use crate::replica::{Link, Replica};
 use crate::sql::work::{Claim, Placed, Spec};
 
+/// How long to leave alone what somebody else is placing, at first and at most.
+const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+/// How long a container whose name is taken and that is not there yet may take to appear.
+const APPEARING: Duration = Duration::from_millis(200);
+/// How long a start whose answer was lost may still take effect: sooner, a second one could run the agent again.
+const START_UNKNOWN: Duration = Duration::from_secs(6);
 /// Most agents placed by one statement; its LIMIT is a literal.
 const BATCH: usize = 16;
 
 /// Places agents until told to stop.
 pub async fn run(replica: Arc<Replica>) {
+    let mut pause = PAUSE;
     loop {
-        let wait = match pass(&replica).await {
+        let wait = match pass(&replica, &mut pause).await {
             Ok(wait) => wait,
             Err(error) => {
                 replica.metrics.database_errors.inc();
@@ -48,9 +56,11 @@ pub async fn run(replica: Arc<Replica>) {
     }
 }
 
-/// Places what can be placed now on every host. Answers when to look again without being woken.
-pub async fn pass(replica: &Arc<Replica>) -> Result<Option<Duration>, Error> {
-    let mut wait: Option<f64> = None;
+/// Places what can be placed now on every host. Answers when to look again without being woken; `pause` is how long to leave alone
+/// what is in somebody else's hands.
+pub async fn pass(replica: &Arc<Replica>, pause: &mut Duration) -> Result<Option<Duration>, Error> {
+    let mut contended = false;
+    let mut room_left = false;
     for link in replica.reachable() {
         loop {
             if replica.stop.is_cancelled() {
@@ -61,36 +71,37 @@ pub async fn pass(replica: &Arc<Replica>) -> Result<Option<Duration>, Error> {
                 // The end of a start wakes us.
                 break;
             }
-            match replica.sql.place(link.id, replica.id(), room_for_sql(room), replica.start_lease, None).await? {
+            let room_ = i32::try_from(room).unwrap_or(1);
+            let placed = match replica.claims.place(link.id, replica.id(), room_, replica.start_lease, None).await? {
                 Placed::Full => break,
                 Placed::Locked => {
-                    // Somebody is placing there right now; come back when that is over.
-                    wait = Some(wait.map_or(0.005, |wait| wait.min(0.005)));
+                    contended = true;
                     break;
                 }
-                Placed::Some(placed) => {
-                    let more = placed.len() == room;
-                    for (id, epoch, spec) in placed {
-                        replica.metrics.placed.inc();
-                        begin(replica, &link, fresh(id, epoch, link.id), Some(spec));
-                    }
-                    if !more {
-                        let next = replica.sql.next_due(&[0], None, None).await?.first().map(|(_, due)| *due);
-                        // What is due already waits for room, and room wakes us.
-                        if let Some(due) = next.filter(|due| *due > 0.0) {
-                            wait = Some(wait.map_or(due, |wait| wait.min(due)));
-                        }
-                        break;
-                    }
-                }
+                Placed::Some(placed) => placed,
+            };
+            let more = placed.len() == room;
+            for (id, epoch, spec) in placed {
+                replica.metrics.placed.inc();
+                let permit = Arc::clone(&link.starts).try_acquire_owned().ok();
+                begin(replica, &link, fresh(id, epoch, link.id), Some(spec), replica.start_lease, permit);
+            }
+            if !more {
+                room_left = true;
+                break;
             }
         }
     }
-    Ok(wait.map(|seconds| Duration::from_secs_f64(seconds.clamp(0.001, 3600.0))))
-}
-
-fn room_for_sql(room: usize) -> i32 {
-    i32::try_from(room).unwrap_or(1)
+    let next = if room_left { replica.claims.next_due(&[0], None, None).await?.first().map(|(_, due)| *due) } else { None };
+    // Due, and not placed though there was room: somebody holds it, to place it elsewhere or for a while.
+    contended |= next.is_some_and(|due| due <= 0.0);
+    if contended {
+        let wait = *pause;
+        *pause = (*pause * 2).min(PAUSE_MAX);
+        return Ok(Some(wait));
+    }
+    *pause = PAUSE;
+    Ok(next.map(|seconds| Duration::from_secs_f64(seconds.clamp(0.001, 3600.0))))
 }
 
 /// A row as it is right after placing.
@@ -107,37 +118,57 @@ fn fresh(id: Uuid, epoch: i32, host: i32) -> Claim {
         killed: false,
         observed: false,
         grace: Duration::ZERO,
+        lease: Duration::ZERO,
         start_timed_out: false,
     }
 }
 
-/// Takes a claimed start to its end, in the lane of starts. With `spec` it was just placed; without, it was taken over.
-pub fn begin(replica: &Arc<Replica>, link: &Arc<Link>, row: Claim, spec: Option<Spec>) {
-    let lease_ends = Instant::now() + replica.start_lease;
-    let (replica_, link) = (Arc::clone(replica), Arc::clone(link));
+/// Takes a claimed start to its end. With `spec` it was just placed; without, it was taken over.
+pub fn begin(
+    replica: &Arc<Replica>,
+    link: &Arc<Link>,
+    row: Claim,
+    spec: Option<Spec>,
+    lease: Duration,
+    permit: Option<OwnedSemaphorePermit>,
+) {
+    let lease_ends = Instant::now() + lease;
+    let (shared, link) = (Arc::clone(replica), Arc::clone(link));
     replica.spawn(async move {
-        let replica = replica_;
-        // No room before the lease is half over: others, or we later, find it due again.
-        let patience = lease_ends - replica.start_lease / 2;
-        let Ok(Ok(permit)) = tokio::time::timeout_at(patience, Arc::clone(&link.starts).acquire_owned()).await else { return };
         let id = row.id;
-        if let Err(error) = start(&replica, &link, row, spec, lease_ends, permit).await {
-            replica.metrics.database_errors.inc();
+        let lane = Lane { replica: &shared, link: &link, lease, lease_ends, permit };
+        if let Err(error) = start(lane, row, spec).await {
+            shared.metrics.database_errors.inc();
             tracing::warn!(agent.id = %id, %error, "a start was cut short; its lease brings it back");
         }
-        replica.wakes.launcher.notify_one();
+        shared.wakes.somebody_waits();
     });
 }
 
-async fn start(
-    replica: &Arc<Replica>,
-    link: &Arc<Link>,
-    mut row: Claim,
-    spec: Option<Spec>,
+/// A start's place in the lane of starts: held while Docker creates and starts, for two at once saturate two cores, and not to look.
+struct Lane<'a> {
+    replica: &'a Arc<Replica>,
+    link: &'a Arc<Link>,
+    lease: Duration,
     lease_ends: Instant,
-    permit: OwnedSemaphorePermit,
-) -> Result<(), Error> {
-    let mut permit = Some(permit);
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Lane<'_> {
+    /// Whether a call may begin now: in the lane, and with half of the lease left, so that it ends before the lease does. If not,
+    /// whoever claims the row next goes on.
+    async fn enter(&mut self) -> bool {
+        let latest = self.lease_ends - self.lease / 2;
+        if self.permit.is_none() {
+            let permit = tokio::time::timeout_at(latest, Arc::clone(&self.link.starts).acquire_owned()).await;
+            self.permit = permit.ok().and_then(Result::ok);
+        }
+        self.permit.is_some() && Instant::now() <= latest
+    }
+}
+
+async fn start(mut lane: Lane<'_>, mut row: Claim, spec: Option<Spec>) -> Result<(), Error> {
+    let (replica, link) = (lane.replica, lane.link);
     // A new agent has no container yet: the create itself finds out if it has.
     let mut seen = match &spec {
         Some(_) => Seen::Gone,
@@ -147,24 +178,21 @@ async fn start(
         },
     };
     loop {
-        // A call that we can only begin now would outlive the lease: leave it to whoever claims it next.
-        if Instant::now() >= lease_ends {
-            return Ok(());
-        }
         let step = match reconcile(&row, &seen) {
+            Action::Create | Action::Start(_) if !lane.enter().await => return Ok(()),
             Action::Create => create(replica, link, &row, spec.as_ref()).await?,
             Action::Record(container) => record(replica, &row, container).await?,
             Action::Start(container) => launch(link, &container).await,
             Action::Running(container) | Action::RanAlready(container) => {
-                drop(permit.take());
+                drop(lane);
                 return running(replica, link, row, &container, Some(seen)).await;
             }
             Action::End(facts, container) => {
-                drop(permit.take());
+                drop(lane);
                 return finish::end(replica, link, &row, facts, container.as_deref()).await;
             }
             Action::Finish(container) => {
-                drop(permit.take());
+                drop(lane);
                 return finish::remove_and_record(replica, link, &row, container.as_deref()).await;
             }
             // The other steps belong to states that a start never has.
@@ -173,15 +201,16 @@ async fn start(
         match step {
             Step::Recorded(container) => row.container_id = Some(container),
             Step::Running(container) => {
-                drop(permit.take());
+                drop(lane);
                 return running(replica, link, row, &container, None).await;
             }
             Step::Look => {}
             Step::Failed(reason, error) => {
-                drop(permit.take());
+                drop(lane);
                 return fail(replica, link, &row, reason, error).await;
             }
             Step::Unknown(error) => return finish::try_again(replica, &row, &error).await,
+            Step::StartUnknown(error) => return finish::try_again_after(replica, &row, &error, START_UNKNOWN).await,
             Step::Lost => {
                 replica.lease_lost(row.id, "record");
                 return Ok(());
@@ -201,6 +230,7 @@ enum Step {
     Look,
     Failed(&'static str, Option<String>),
     Unknown(DockerError),
+    StartUnknown(DockerError),
     Lost,
 }
 
@@ -222,7 +252,10 @@ async fn create(replica: &Replica, link: &Link, row: &Claim, spec: Option<&Spec>
             failpoint::hit("launch.created");
             record(replica, row, container).await?
         }
-        Ok(Created::NameTaken) => Step::Look,
+        Ok(Created::NameTaken) => {
+            tokio::time::sleep(APPEARING).await;
+            Step::Look
+        }
         Err(DockerError::ImageMissing(error)) => Step::Failed("image_missing", Some(error)),
         Err(DockerError::Rejected(error)) => Step::Failed("start_failed", Some(error)),
         Err(error @ DockerError::Unavailable(_)) => Step::Unknown(error),
@@ -243,7 +276,7 @@ async fn launch(link: &Link, container: &str) -> Step {
         Ok(Started::Yes) => Step::Running(container.to_owned()),
         Ok(Started::Gone) => Step::Look,
         Err(DockerError::Rejected(error) | DockerError::ImageMissing(error)) => Step::Failed("start_failed", Some(error)),
-        Err(error @ DockerError::Unavailable(_)) => Step::Unknown(error),
+        Err(error @ DockerError::Unavailable(_)) => Step::StartUnknown(error),
     }
 }
 

@@ -4,17 +4,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::replica::Replica;
 
 /// Wishes within this time share a notification; it delays only what the replica that took the wish cannot do itself.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// Notifies until told to stop.
-pub async fn run(replica: Arc<Replica>) {
+/// Notifies until the door is closed.
+pub async fn run(replica: Arc<Replica>, closing: CancellationToken) {
     loop {
         tokio::select! {
             () = replica.wakes.notifier.notified() => {}
-            () = replica.stop.cancelled() => return,
+            () = closing.cancelled() => return,
         }
         tokio::time::sleep(GATHER).await;
         let said = replica.wakes.take_said();

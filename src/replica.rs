@@ -23,6 +23,9 @@ use crate::wake::Wakes;
 
 /// How long a stop is leased. Short, for repeating a signal is harmless and a dead replica must not delay an end.
 pub const STOP_LEASE: Duration = Duration::from_secs(2);
+/// How often a lease is held on to while Docker takes its time. A daemon that is busy answers within that; one that is out of our reach
+/// may be within another replica's.
+const HOLDS: u32 = 3;
 /// How far behind a host's keeper everybody else looks.
 pub const LAG: Duration = Duration::from_millis(250);
 /// Clean-ups (inspect, log, remove) at once on one host. Beyond the daemon's own parallelism they only get in the way of kills.
@@ -30,8 +33,10 @@ const CLEANUPS: usize = 8;
 
 /// One replica.
 pub struct Replica {
-    /// The questions of the loops.
+    /// The questions of the work in hand.
     pub sql: Sql,
+    /// The questions of claiming, over connections of their own: work that waits for a locked row must not hold up the next claim.
+    pub claims: Sql,
     /// Wake-ups.
     pub wakes: Wakes,
     /// What this replica counts.
@@ -57,9 +62,10 @@ pub struct Replica {
 impl Replica {
     /// A replica that has a number already.
     #[must_use]
-    pub fn new(sql: Sql, id: i32, hosts: Vec<Arc<Host>>, start_lease: Duration, poll: Duration) -> Self {
+    pub fn new(sql: Sql, claims: Sql, id: i32, hosts: Vec<Arc<Host>>, start_lease: Duration, poll: Duration) -> Self {
         Self {
             sql,
+            claims,
             wakes: Wakes::default(),
             metrics: Metrics::default(),
             hosts,
@@ -122,7 +128,7 @@ impl Replica {
     /// When the database does not answer; the lease then runs out.
     pub async fn hold<T>(&self, row: &Claim, call: impl Future<Output = T>) -> Result<Option<T>, Error> {
         let mut call = std::pin::pin!(call);
-        loop {
+        for _ in 0..HOLDS {
             tokio::select! {
                 done = &mut call => return Ok(Some(done)),
                 () = tokio::time::sleep(STOP_LEASE / 2) => {}
@@ -132,6 +138,7 @@ impl Replica {
                 return Ok(None);
             }
         }
+        Ok(Some(call.await))
     }
 
     /// Waits until the work in hand is done, at most so long. False: some of it is not.
@@ -164,8 +171,14 @@ pub struct Link {
     pub docker: Docker,
     /// Starts: few, for two saturate two cores.
     pub starts: Arc<Semaphore>,
-    /// Clean-ups, in a lane of their own so that they never hold up a kill.
-    pub cleanups: Semaphore,
+    /// Logs that are read, in a lane of their own.
+    pub tails: Semaphore,
+    /// Removals, in a lane of their own so that they never hold up a kill.
+    pub removals: Semaphore,
+    /// Removals that failed before, one at a time: those that hang hold up nobody else's.
+    pub stubborn: Semaphore,
+    /// Who its volume says that it is.
+    pub uuid: Uuid,
     /// We are its keeper, as of the last tick.
     pub keeps: AtomicBool,
     /// Nothing lives there, as of the last tick.
@@ -178,8 +191,14 @@ impl Link {
     /// # Errors
     /// When the daemon cannot tell, which is not "gone".
     pub async fn look(&self, row: &Claim) -> Result<Seen, DockerError> {
-        let name = container_name(row.id);
-        self.docker.inspect(row.container_id.as_deref().unwrap_or(&name)).await.map(Seen::of)
+        let Some(recorded) = &row.container_id else {
+            return self.docker.inspect(&container_name(row.id)).await.map(Seen::of);
+        };
+        // Recorded by us: it stays ours when somebody gives it another name.
+        Ok(match self.docker.inspect(recorded).await? {
+            Some(container) if container.agent == Some(row.id) => Seen::Ours(Box::new(container)),
+            container => Seen::of(container),
+        })
     }
 }
 
@@ -196,12 +215,15 @@ impl Host {
     }
 
     /// Its daemon answers.
-    pub fn connected(&self, id: i32, docker: Docker) -> Arc<Link> {
+    pub fn connected(&self, id: i32, uuid: Uuid, docker: Docker) -> Arc<Link> {
         let link = Arc::new(Link {
             id,
             docker,
             starts: Arc::new(Semaphore::new(self.starts)),
-            cleanups: Semaphore::new(CLEANUPS),
+            tails: Semaphore::new(CLEANUPS),
+            removals: Semaphore::new(CLEANUPS),
+            stubborn: Semaphore::new(1),
+            uuid,
             keeps: AtomicBool::new(false),
             idle: AtomicBool::new(false),
         });

@@ -21,8 +21,10 @@ use crate::replica::{Host, Replica};
 use crate::sql::Sql;
 use crate::{http, keeper, launcher, listen, migrate, notifier, sweeper, upkeep};
 
-/// Connections of the loops: a claim, a tick and a few finishes at once; finishes queue for them in microseconds.
+/// Connections for the work in hand: a few finishes at once; others queue for them in microseconds.
 const LOOP_CONNECTIONS: usize = 6;
+/// Connections for claiming: the sweeper's and the launcher's.
+const CLAIM_CONNECTIONS: usize = 2;
 /// Connections of http, so that neither starves the other.
 const HTTP_CONNECTIONS: usize = 8;
 /// How long a statement of a loop may take.
@@ -101,7 +103,9 @@ async fn serve(config: &Serve, pooled: &Config, direct: &Config, listener: TcpLi
     door.expect(sql.installation());
 
     let id = sql.register_replica(&sweeper::replica_name(), env!("CARGO_PKG_VERSION"), None).await?;
-    let replica = Arc::new(Replica::new(sql, id, hosts(&config.docker), config.docker.lease.0, config.poll.0));
+    let claims = Sql::new(pooled, CLAIM_CONNECTIONS, LOOP_BOUND)?;
+    claims.expect(sql.installation());
+    let replica = Arc::new(Replica::new(sql, claims, id, hosts(&config.docker), config.docker.lease.0, config.poll.0));
     tracing::info!(replica = id, installation = %replica.sql.installation(), address = %listener.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string()), "serving");
 
     let mut loops: JoinSet<&'static str> = JoinSet::new();
@@ -111,21 +115,20 @@ async fn serve(config: &Serve, pooled: &Config, direct: &Config, listener: TcpLi
     loops.spawn(named("launcher", launcher::run(Arc::clone(&replica))));
     loops.spawn(named("sweeper", sweeper::run(Arc::clone(&replica))));
     loops.spawn(named("listener", listen::run(Arc::clone(&replica), direct.clone())));
-    loops.spawn(named("notifier", notifier::run(Arc::clone(&replica))));
     loops.spawn(named("upkeep", upkeep::run(Arc::clone(&replica))));
+    // The door outlives the loops: what is wished while they finish is still written, and told to others.
     let closing = CancellationToken::new();
-    let door = door_state(door, &replica);
-    let ready = Arc::clone(&door.ready);
-    loops.spawn(named("http", http::serve(listener, door, closing.clone())));
+    let state = door_state(door, &replica);
+    let ready = Arc::clone(&state.ready);
+    let mut doors: JoinSet<&'static str> = JoinSet::new();
+    doors.spawn(named("http", http::serve(listener, state, closing.clone())));
+    doors.spawn(named("notifier", notifier::run(Arc::clone(&replica), closing.clone())));
 
     let broken = tokio::select! {
         () = shutdown.cancelled() => None,
         () = replica.broken.cancelled() => Some("a lane of work panicked".to_owned()),
-        ended = loops.join_next() => Some(match ended {
-            Some(Ok(name)) => format!("the {name} loop ended"),
-            Some(Err(error)) => format!("a loop broke: {error}"),
-            None => "there are no loops".to_owned(),
-        }),
+        ended = loops.join_next() => Some(what_ended(ended)),
+        ended = doors.join_next() => Some(what_ended(ended)),
     };
     ready.draining.store(true, Ordering::Release);
     replica.stop.cancel();
@@ -133,10 +136,27 @@ async fn serve(config: &Serve, pooled: &Config, direct: &Config, listener: TcpLi
         // Whatever it had in hand comes due again; a replica that has lost a loop must not be trusted to tidy up.
         return Err(Fatal::Internal(format!("{broken}; ending, so that nothing runs without it")));
     }
+    tracing::info!("draining: no more claims");
+    // A claim that is under way is work in hand, too.
+    joined(&mut loops, LOOP_BOUND * 2).await;
     drain(&replica, config.drain).await;
     closing.cancel();
-    let _ended = tokio::time::timeout(Duration::from_secs(5), async { while loops.join_next().await.is_some() {} }).await;
+    joined(&mut doors, http::DRAIN + Duration::from_secs(1)).await;
     Ok(())
+}
+
+fn what_ended(ended: Option<Result<&'static str, tokio::task::JoinError>>) -> String {
+    match ended {
+        Some(Ok(name)) => format!("the {name} loop ended"),
+        Some(Err(error)) => format!("a loop broke: {error}"),
+        None => "there are no loops".to_owned(),
+    }
+}
+
+async fn joined(tasks: &mut JoinSet<&'static str>, patience: Duration) {
+    if tokio::time::timeout(patience, async { while tasks.join_next().await.is_some() {} }).await.is_err() {
+        tracing::warn!("a loop did not end in time");
+    }
 }
 
 /// What http is given: its own connections, and the few things that it may do to the rest of the process.
@@ -168,7 +188,6 @@ fn door_state(sql: Sql, replica: &Arc<Replica>) -> Arc<http::State> {
 
 /// Finishes the work in hand, or gives its leases back.
 async fn drain(replica: &Arc<Replica>, patience: Span) {
-    tracing::info!("draining: no more claims");
     if !replica.drained(patience.0).await {
         tracing::warn!("work in hand is not finished; its leases are returned");
     }

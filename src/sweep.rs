@@ -48,7 +48,7 @@ pub async fn run(config: Sweep) -> Result<Counts, Fatal> {
     };
     let sql = installation(&address, 4, Duration::from_secs(5)).await?;
     let id = sql.register_replica(&format!("{} (sweep)", sweeper::replica_name()), env!("CARGO_PKG_VERSION"), None).await?;
-    let replica = Arc::new(Replica::new(sql, id, hosts(&config.docker), config.docker.lease.0, PACE));
+    let replica = Arc::new(Replica::new(sql.clone(), sql, id, hosts(&config.docker), config.docker.lease.0, PACE));
     let mut links = Vec::new();
     for host in &replica.hosts {
         let link = keeper::connect(&replica, host).await.map_err(|error| Fatal::Unavailable(format!("{}: {error}", host.endpoint)))?;
@@ -74,7 +74,7 @@ async fn round(replica: &Arc<Replica>, links: &mut [(Arc<Link>, Orphans)]) -> Re
     // Each round of starts frees the lane for the next, until nobody waits or no host has room.
     loop {
         let before = replica.metrics.placed.get();
-        launcher::pass(replica).await?;
+        launcher::pass(replica, &mut Duration::from_millis(5)).await?;
         while sweeper::claim_once(replica).await? > 0 {}
         settle(replica).await?;
         if replica.metrics.placed.get() == before {

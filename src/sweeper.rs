@@ -21,7 +21,7 @@ use crate::reconcile::{Action, reconcile};
 use crate::replica::{LAG, Link, Replica, STOP_LEASE};
 use crate::sql::work::Claim;
 
-/// How long a keeper keeps a host without renewing.
+/// How long a keeper keeps a host without renewing, at least; four ticks, if those are longer.
 pub const KEEPER_LEASE: Duration = Duration::from_secs(10);
 /// With working wake-ups the tick only has to renew leases and catch what a wake-up missed.
 const RELAXED: f64 = 2.5;
@@ -119,7 +119,7 @@ impl Sweeper {
             return Ok(());
         }
         let low = if full { None } else { self.low };
-        let claimed = self.replica.sql.claim_due(&hosts, self.replica.id(), low, self.replica.start_lease, STOP_LEASE, None).await?;
+        let claimed = self.replica.claims.claim_due(&hosts, self.replica.id(), low, self.replica.start_lease, STOP_LEASE, None).await?;
         failpoint::hit("sweep.claimed");
         let count = claimed.len();
         for row in claimed {
@@ -137,18 +137,18 @@ impl Sweeper {
         let started = Instant::now();
         let look_below = full || started >= self.full_at;
         let low = if look_below { None } else { self.low };
-        let ticks = replica.sql.tick(replica.id(), &hosts, KEEPER_LEASE, listening, low, None).await?;
+        let pace = replica.poll.mul_f64(if listening { RELAXED } else { 1.0 });
+        let ticks = replica.claims.tick(replica.id(), &hosts, KEEPER_LEASE.max(pace * 4), listening, low, None).await?;
         if look_below {
             // What a held snapshot makes slow is asked for seldom.
             self.full_at = started + (started.elapsed() * 20).max(Duration::from_secs(5));
         }
         replica.database.store(true, Ordering::Release);
-        let pace = if listening { RELAXED } else { 1.0 };
-        self.next_tick = started + replica.poll.mul_f64(pace);
+        self.next_tick = started + pace;
         let now = Instant::now();
         for tick in &ticks {
             if !tick.alive {
-                let id = replica.sql.register_replica(&replica_name(), env!("CARGO_PKG_VERSION"), None).await?;
+                let id = replica.claims.register_replica(&replica_name(), env!("CARGO_PKG_VERSION"), None).await?;
                 replica.renumber(id);
                 self.next_tick = now;
                 return Ok(());
@@ -158,7 +158,7 @@ impl Sweeper {
                 if tick.due_in.is_some_and(|due| due <= 0.0) {
                     replica.wakes.launcher.notify_one();
                 }
-                if tick.impatient_in.is_some_and(|due| due <= 0.0) && replica.sql.expire_waiting(None).await? > 0 {
+                if tick.impatient_in.is_some_and(|due| due <= 0.0) && replica.claims.expire_waiting(None).await? > 0 {
                     self.next_tick = now;
                 } else if let Some(due) = tick.impatient_in.filter(|due| *due < replica.poll.as_secs_f64() * RELAXED) {
                     self.next_tick = self.next_tick.min(now + Duration::from_secs_f64(due.max(0.01)));
@@ -195,11 +195,14 @@ impl Sweeper {
             if full {
                 self.replica.wakes.look_at_everything();
             }
+            for (host, _) in hosts {
+                self.due.insert(*host, Instant::now());
+            }
             self.replica.wakes.sweeper.notify_one();
             return Ok(());
         }
         let ids: Vec<i32> = hosts.iter().map(|(host, _)| *host).collect();
-        let next = self.replica.sql.next_due(&ids, low, None).await?;
+        let next = self.replica.claims.next_due(&ids, low, None).await?;
         let now = Instant::now();
         let lagging: HashMap<i32, f64> = hosts.iter().copied().collect();
         let mut locked = false;
@@ -229,7 +232,7 @@ pub fn replica_name() -> String {
 /// One claim of everything that is due, for a pass without loops. Answers how many rows it took.
 pub async fn claim_once(replica: &Arc<Replica>) -> Result<usize, Error> {
     let hosts: Vec<(i32, f64)> = replica.reachable().iter().map(|link| (link.id, 0.0)).collect();
-    let claimed = replica.sql.claim_due(&hosts, replica.id(), None, replica.start_lease, STOP_LEASE, None).await?;
+    let claimed = replica.claims.claim_due(&hosts, replica.id(), None, replica.start_lease, STOP_LEASE, None).await?;
     let count = claimed.len();
     for row in claimed {
         take(replica, row);
@@ -241,7 +244,8 @@ pub async fn claim_once(replica: &Arc<Replica>) -> Result<usize, Error> {
 fn take(replica: &Arc<Replica>, row: Claim) {
     let Some(link) = replica.link(row.host) else { return };
     if row.state == "pending" && !row.observed {
-        launcher::begin(replica, &link, row, None);
+        let lease = row.lease;
+        launcher::begin(replica, &link, row, None, lease, None);
         return;
     }
     let shared = Arc::clone(replica);
@@ -288,10 +292,8 @@ async fn signal(replica: &Arc<Replica>, link: &Link, row: &Claim, container: &st
     match link.docker.signal(container, Signal::Term).await {
         // Also when it was not running any more: its exit is found by its keeper, at the latest when the grace is over.
         Ok(Signalled::Sent | Signalled::NotRunning | Signalled::Gone) => {}
-        Err(error) => {
-            replica.metrics.docker_errors.inc();
-            tracing::warn!(agent.id = %row.id, %error, "the stop signal may not have arrived; SIGKILL follows after the grace");
-        }
+        // It may not have arrived: sent again, until the grace is over.
+        Err(error) => return finish::try_again(replica, row, &error).await,
     }
     failpoint::hit("stop.signalled");
     replica.metrics.signals.inc();

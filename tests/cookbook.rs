@@ -151,6 +151,7 @@ impl Scene {
             killed: false,
             observed: false,
             grace: Duration::ZERO,
+            lease: Duration::ZERO,
             start_timed_out: false,
         }
     }

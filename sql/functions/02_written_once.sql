@@ -15,6 +15,10 @@ create or replace trigger written_once before update or delete on sundown.agent_
 create or replace trigger written_once before update or delete on sundown.event
     for each row execute function sundown.written_once('sundown.event');
 
+create or replace trigger stays before delete on sundown.installation
+    for each row execute function sundown.written_once('sundown.installation');
+create or replace trigger not_emptied before truncate on sundown.installation
+    for each statement execute function sundown.written_once('sundown.installation');
 create or replace trigger not_emptied before truncate on sundown.agent
     for each statement execute function sundown.written_once('sundown.agent');
 create or replace trigger not_emptied before truncate on sundown.agent_outcome

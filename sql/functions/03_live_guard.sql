@@ -82,6 +82,9 @@ begin
       from old_rows d
       left join sundown.agent_outcome o on o.id = d.id
      where o.id is null
+        -- What the outcome says was seen first, but for one that never had a place.
+        or (d.host <> 0 and d.observed_at is null)
+        or (d.host <> 0 and (d.ended_state, d.ended_reason, d.exit_code) is distinct from (o.state, o.reason, o.exit_code))
         or (d.state, o.state) not in (('pending', 'failed'), ('running', 'succeeded'), ('running', 'failed'),
                                       ('terminating', 'expired'), ('terminating', 'succeeded'), ('terminating', 'failed'))
      limit 1;

@@ -54,13 +54,14 @@ begin
              where i.inhparent = ('sundown.' || parent)::regclass
              order by c.relname
         loop
-            continue when sundown.week_wanted(parent, part.starts, part.ends, instant);
+            -- A null would be no answer, and no answer drops nothing.
+            continue when part.ends > instant or coalesce(sundown.week_wanted(parent, part.starts, part.ends, instant), true);
             begin
                 -- The table first, as every query does, so that nobody is caught between the two. A submission that is under way
                 -- holds it; when we have it, none is, and what we judge is final.
                 execute format('lock table only sundown.%I in access exclusive mode', parent);
                 execute format('lock table sundown.%I in access exclusive mode', part.relname);
-                continue when sundown.week_wanted(parent, part.starts, part.ends, instant);
+                continue when coalesce(sundown.week_wanted(parent, part.starts, part.ends, instant), true);
                 execute format('alter table sundown.%I detach partition sundown.%I', parent, part.relname);
                 execute format('drop table sundown.%I', part.relname);
                 dropped := dropped + 1;
@@ -75,6 +76,8 @@ begin
     delete from sundown.replica where seen_at < instant - interval '1 hour';
     return jsonb_build_object('made', made, 'dropped', dropped, 'keys', keys);
 end $$;
+-- It drops history by the instant that it is told: nobody but its owner, and whom the owner lets, may tell it.
+revoke execute on function sundown.upkeep(timestamptz) from public;
 comment on function sundown.upkeep(timestamptz) is 'Makes partitions ahead, drops those that retention has passed, forgets old keys and replicas. Harmless at any time.';
 
 -- The end of the week that a partition's name gives; null for any other name, for the planner asks about whatever table it likes.

@@ -24,6 +24,7 @@ fn row(state: &str) -> Claim {
         killed: false,
         observed: false,
         grace: Duration::from_secs(10),
+        lease: Duration::ZERO,
         start_timed_out: false,
     }
 }

@@ -37,6 +37,8 @@ pub struct Claim {
     pub observed: bool,
     /// Between the stop signal and SIGKILL.
     pub grace: Duration,
+    /// How long it was leased.
+    pub lease: Duration,
     /// It should have been running by now.
     pub start_timed_out: bool,
 }
@@ -364,6 +366,7 @@ fn claim(row: &Row) -> Result<Claim, Error> {
         killed: row.try_get("killed")?,
         observed: row.try_get("observed")?,
         grace: Duration::from_secs_f64(row.try_get::<_, f64>("grace")?.max(0.0)),
+        lease: Duration::from_secs_f64(row.try_get::<_, f64>("lease")?.max(0.0)),
         start_timed_out: row.try_get("start_timed_out")?,
     })
 }

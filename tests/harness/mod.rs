@@ -169,6 +169,7 @@ pub async fn observe(sql: &Sql, id: Uuid, epoch: i32, facts: &Facts, now: Option
         killed: false,
         observed: false,
         grace: Duration::ZERO,
+        lease: Duration::ZERO,
         start_timed_out: false,
     };
     sql.observe(&row, 1, STOP, facts, now).await.unwrap()
