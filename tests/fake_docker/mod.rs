@@ -5,6 +5,9 @@
 //! does in the real daemon. Containers live by their command, a script of a few words (see [`Step`]), on tokio's
 //! clock; the daemon's own clock, in its answers, is wrong by decades on purpose.
 
+#![expect(clippy::allow_attributes, reason = "whether a helper is unused depends on the test that includes this")]
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 mod wire;
 
 use std::collections::{BTreeMap, HashMap};
@@ -65,6 +68,10 @@ pub enum Fault {
     Mute,
     /// It happens; the answer is cut in half.
     Truncated,
+    /// It does not happen; the answer is an empty list, as of a daemon that has lost its memory.
+    Empty,
+    /// It does not happen; the answer begins, and nothing follows until `heal`.
+    Silent,
 }
 
 struct Rule {
@@ -338,6 +345,8 @@ impl Shared {
             Some(Fault::Slow(delay)) => sleep(*delay).await,
             Some(Fault::Hang) => drop(healed.changed().await),
             Some(Fault::Status(status, message)) => return Ok(refusal(*status, message)),
+            Some(Fault::Empty) => return Ok(Answer::Json(200, json!([]))),
+            Some(Fault::Silent) => return Ok(Answer::Stream(stays_open(streaming(stream::empty()), healed))),
             _ => {}
         }
         let answer = self.act(call, what.as_deref().unwrap_or_default(), &query, &body);
