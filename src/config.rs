@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 
 use crate::agent;
@@ -20,6 +21,54 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// What is logged, to stderr: a level, or levels of parts as in sundown=debug.
+    #[arg(long, env = "SUNDOWN_LOG", global = true, value_name = "FILTER", default_value = "info", value_parser = log_filter)]
+    pub log: String,
+}
+
+impl Cli {
+    /// Checks what comes from variables that are not ours and that clap therefore does not see.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub fn check(&self) -> Result<(), String> {
+        let (database, docker) = match &self.command {
+            Command::Serve(c) => (&c.database, Some(&c.docker)),
+            Command::Sweep(c) => (&c.database, Some(&c.docker)),
+            Command::Doctor(c) => (&c.database, Some(&c.docker)),
+            Command::Migrate(c) => (&c.database, None),
+            Command::Adopt(c) => (&c.database, None),
+            Command::Host(c) => (&c.database, None),
+        };
+        database.addresses()?;
+        let endpoints = docker.map(Docker::endpoints).unwrap_or_default();
+        endpoints.iter().try_for_each(|named| endpoint(named).map(drop)).map_err(|error| format!("DOCKER_HOST: {error}"))
+    }
+
+    /// What is wrong with the command line or the environment, in one line: the usage that follows it would bury it. The words
+    /// that clap quotes may be an address with a password in it.
+    #[must_use]
+    pub fn complaint(mut error: clap::Error) -> String {
+        if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            return "say what to do, as in `sundown serve`; `sundown --help` lists the commands".to_owned();
+        }
+        let quoted = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+        let mut hidden = Vec::new();
+        if quoted(ContextKind::InvalidArg).contains("-url ") {
+            hidden.push(ContextKind::InvalidValue);
+        }
+        hidden.extend(
+            [ContextKind::InvalidArg, ContextKind::InvalidValue, ContextKind::InvalidSubcommand]
+                .into_iter()
+                .filter(|kind| ["://", "password"].iter().any(|word| quoted(*kind).contains(word))),
+        );
+        for kind in hidden {
+            let _secret = error.insert(kind, ContextValue::String("(not shown)".to_owned()));
+        }
+        let text = error.to_string();
+        let lines = text.lines().take_while(|line| !line.is_empty());
+        lines.map(|line| line.trim().trim_start_matches("error: ")).collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// The commands.
@@ -60,7 +109,7 @@ pub struct Database {
 #[derive(Args, Debug, Clone)]
 pub struct Docker {
     /// Docker endpoints, separated by commas. Default: DOCKER_HOST, then the local socket.
-    #[arg(long, env = "SUNDOWN_DOCKER", value_name = "ENDPOINTS", value_delimiter = ',')]
+    #[arg(long, env = "SUNDOWN_DOCKER", value_name = "ENDPOINTS", value_delimiter = ',', value_parser = endpoint)]
     pub docker: Vec<String>,
     /// Live agents that each host may carry; when all are full, agents wait. Too many, and the host's memory is what ends them.
     #[arg(long, env = "SUNDOWN_CAPACITY", value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(i32).range(0..=100_000))]
@@ -233,6 +282,20 @@ fn poll(text: &str) -> Result<Span, String> {
     Ok(span)
 }
 
+fn log_filter(text: &str) -> Result<String, String> {
+    let refused = |_| "write a level (error, warn, info, debug, trace), or levels of parts, as in sundown=debug".to_owned();
+    tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(refused)
+}
+
+/// An endpoint that can be one. Empty ones are left out later.
+fn endpoint(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() || text.starts_with('/') || ["unix://", "tcp://", "http://"].iter().any(|scheme| text.starts_with(scheme)) {
+        return Ok(text.to_owned());
+    }
+    Err("it is not an endpoint of Docker; write unix:///path/to/socket or tcp://host:port".to_owned())
+}
+
 /// The parser's own error may quote the address, and with it the password.
 fn database_url(text: &str) -> Result<tokio_postgres::Config, String> {
     let config: tokio_postgres::Config = text.parse().map_err(|_| {
@@ -321,7 +384,7 @@ impl Docker {
     /// The endpoints to serve.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
-        let mut endpoints: Vec<String> = self.docker.iter().map(|endpoint| endpoint.trim().to_owned()).filter(|e| !e.is_empty()).collect();
+        let mut endpoints: Vec<String> = self.docker.iter().filter(|endpoint| !endpoint.is_empty()).cloned().collect();
         if endpoints.is_empty() {
             let default = std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
             endpoints.push(default.unwrap_or_else(|| "unix:///var/run/docker.sock".to_owned()));

@@ -22,20 +22,15 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            // One line; the usage that follows it would bury it.
-            let text = error.to_string();
-            eprintln!(
-                "sundown: {}",
-                text.lines()
-                    .take_while(|line| !line.is_empty())
-                    .map(|line| line.trim().trim_start_matches("error: "))
-                    .collect::<Vec<_>>()
-                    .join(" ")
-            );
+            eprintln!("sundown: {}", Cli::complaint(error));
             return ExitCode::from(64);
         }
     };
-    log();
+    if let Err(error) = cli.check() {
+        eprintln!("sundown: {error}");
+        return ExitCode::from(64);
+    }
+    log(&cli.log);
     #[cfg(feature = "failpoints")]
     let _scenario = fail::FailScenario::setup();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -62,8 +57,8 @@ fn fatal(error: &Fatal) -> ExitCode {
 }
 
 /// Text for people, JSON for programs; to stderr, because stdout carries answers.
-fn log() {
-    let filter = EnvFilter::try_from_env("SUNDOWN_LOG").unwrap_or_else(|_unset| EnvFilter::new("info"));
+fn log(filter: &str) {
+    let filter = EnvFilter::new(filter);
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     if std::io::stderr().is_terminal() {
         subscriber.init();
