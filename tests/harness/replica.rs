@@ -49,14 +49,24 @@ impl Replica {
         replica
     }
 
+    /// Starts a replica that is told no address of a database, and waits until it is ready.
+    pub async fn start_embedded(variables: &[(&str, &str)]) -> Self {
+        let replica = Self::launch(variables);
+        replica.ready().await;
+        replica
+    }
+
     /// Starts a replica and waits for nothing.
     pub fn spawn(url: &str, variables: &[(&str, &str)]) -> Self {
+        Self::launch(&[&[("SUNDOWN_DATABASE_URL", url)], variables].concat())
+    }
+
+    fn launch(variables: &[(&str, &str)]) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
         let log = std::env::temp_dir().join(format!("sundown-test-{}-{port}.log", std::process::id()));
         let child = sundown()
             .arg("serve")
-            .env("SUNDOWN_DATABASE_URL", url)
             .env("SUNDOWN_LISTEN", &address)
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
