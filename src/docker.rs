@@ -181,7 +181,9 @@ impl Docker {
             ])),
             ..Default::default()
         };
-        let volume = bounded("volume create", LOOK, self.client.create_volume(request)).await?;
+        let name = bounded("volume create", LOOK, self.client.create_volume(request)).await?.name;
+        // Asked for once more: since its last restart a daemon may answer a create of what exists without its labels (20.10).
+        let volume = bounded("volume inspect", LOOK, self.client.inspect_volume(&name)).await?;
         uuid_label(&volume.labels, LABEL_HOST)
             .ok_or_else(|| DockerError::Rejected(format!("volume {} has no valid label {LABEL_HOST}", volume.name)))
     }

@@ -10,6 +10,7 @@
 
 mod wire;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
@@ -50,6 +51,7 @@ pub enum Call {
     List,
     Events,
     CreateVolume,
+    InspectVolume,
     Other,
 }
 
@@ -132,6 +134,8 @@ struct State {
     runs: HashMap<String, usize>,
     totals: HashMap<Call, usize>,
     pids: i64,
+    /// Since then it answers a create of a volume that exists without its labels, as 20.10 was seen to do.
+    restarted: bool,
 }
 
 struct Shared {
@@ -182,6 +186,7 @@ impl FakeDocker {
         if let Some(server) = self.server.lock().unwrap().take() {
             server.abort();
         }
+        self.shared.state().restarted = true;
         let _ = std::fs::remove_file(&self.path);
     }
 
@@ -405,8 +410,20 @@ impl Shared {
                     "Name": name, "Driver": "local", "Mountpoint": "", "Labels": asked["Labels"],
                     "Options": null, "Scope": "local",
                 });
-                Answer::Json(201, self.state().volumes.entry(name).or_insert(new).clone())
+                let mut state = self.state();
+                let restarted = state.restarted;
+                let volume = state.volumes.entry(name);
+                let forgotten = restarted && matches!(volume, Entry::Occupied(_));
+                let mut answer = volume.or_insert(new).clone();
+                if forgotten {
+                    answer["Labels"] = Value::Null;
+                }
+                Answer::Json(201, answer)
             }
+            Call::InspectVolume => match self.state().volumes.get(what) {
+                Some(volume) => Answer::Json(200, volume.clone()),
+                None => refusal(404, &format!("get {what}: no such volume")),
+            },
             Call::Other => refusal(404, "page not found"),
         }
     }

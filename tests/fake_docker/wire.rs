@@ -63,6 +63,7 @@ pub(super) fn recognise(method: &Method, path: &str) -> (Call, Option<String>) {
         ("GET", ["containers", "json"]) => (Call::List, None),
         ("POST", ["containers", "create"]) => (Call::Create, None),
         ("POST", ["volumes", "create"]) => (Call::CreateVolume, None),
+        ("GET", ["volumes", what]) => (Call::InspectVolume, Some(*what)),
         ("GET", ["containers", what, "json"]) => (Call::Inspect, Some(*what)),
         ("GET", ["containers", what, "logs"]) => (Call::Logs, Some(*what)),
         ("POST", ["containers", what, "start"]) => (Call::Start, Some(*what)),
