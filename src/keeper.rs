@@ -46,19 +46,21 @@ pub enum Trouble {
 
 /// Serves one endpoint until told to stop: connects, keeps, and connects again.
 pub async fn run(replica: Arc<Replica>, host: Arc<Host>) {
-    let mut silent = false;
+    let mut said = None;
     while !replica.stop.is_cancelled() {
         let ended = tokio::select! {
-            ended = serve(&replica, &host, &mut silent) => ended,
+            ended = serve(&replica, &host, &mut said) => ended,
             () = replica.stop.cancelled() => return,
         };
         host.lost();
         if let Err(error) = ended {
             replica.metrics.docker_errors.inc();
-            if !silent {
-                tracing::warn!(endpoint = host.endpoint, %error, "the host is out of reach; trying again");
+            // Once for each reason: the first is how it went away, another one may be why it does not come back.
+            let error = error.to_string();
+            if said.as_ref() != Some(&error) {
+                tracing::warn!(endpoint = host.endpoint, error, "the host is out of reach; trying again");
             }
-            silent = true;
+            said = Some(error);
         }
         tokio::time::sleep(RECONNECT).await;
     }
@@ -86,9 +88,9 @@ async fn proposal(replica: &Replica, docker: &Docker) -> Result<Uuid, Trouble> {
     Ok(known.unwrap_or_else(Uuid::new_v4))
 }
 
-async fn serve(replica: &Arc<Replica>, host: &Host, silent: &mut bool) -> Result<(), Trouble> {
+async fn serve(replica: &Arc<Replica>, host: &Host, said: &mut Option<String>) -> Result<(), Trouble> {
     let link = connect(replica, host).await?;
-    *silent = false;
+    *said = None;
     // Whatever was due while we were away.
     replica.wakes.look_at_everything();
     let mut events = pin!(link.docker.events());
