@@ -39,14 +39,27 @@ async fn agent_in(db: &Client, sql: &Sql, host: i32, state: &str) -> Uuid {
     id
 }
 
-/// The statement that would take an agent from one state to another, every other rule kept.
-fn move_to(id: Uuid, from: &str, to: &str) -> String {
-    let why = if to == "terminating" { "'terminated'" } else { "null" };
-    let (reason, code) = match to {
+/// The reason and the exit code that an end goes with.
+fn end_with(to: &str) -> (&'static str, i32) {
+    match to {
         "succeeded" => ("exited", 0),
         "failed" => ("exited", 3),
         _ => ("terminated", 137),
-    };
+    }
+}
+
+/// The facts without which no agent ends.
+fn see_end(id: Uuid, to: &str) -> String {
+    let (reason, code) = end_with(to);
+    format!(
+        "update sundown.agent_live set observed_at = now(), ended_state = '{to}', ended_reason = '{reason}', exit_code = {code} where id = '{id}'"
+    )
+}
+
+/// The statement that would take an agent from one state to another, every other rule kept.
+fn move_to(id: Uuid, from: &str, to: &str) -> String {
+    let why = if to == "terminating" { "'terminated'" } else { "null" };
+    let (reason, code) = end_with(to);
     match (ENDS.contains(&from), ENDS.contains(&to)) {
         (false, false) => format!(
             "update sundown.agent_live set state = '{to}', reason = {why}, decided_at = case when {why} is null then null else now() end,
@@ -89,6 +102,9 @@ async fn only_the_transitions_of_the_table_are_possible() {
                 continue;
             }
             let attempt = client.transaction().await.unwrap();
+            if LIVE.contains(&from) && ENDS.contains(&to) {
+                attempt.batch_execute(&see_end(id, to)).await.unwrap();
+            }
             match attempt.execute(&move_to(id, from, to), &[]).await {
                 Ok(rows) => {
                     assert_eq!(rows, 1, "{from} to {to} touched its row");
@@ -498,4 +514,19 @@ async fn the_cursor_hands_out_every_event_once_beside_busy_writers() {
     }
     let distinct: BTreeSet<_> = read.iter().collect();
     assert_eq!(distinct.len(), read.len(), "nothing twice");
+}
+
+#[tokio::test]
+async fn an_end_that_nobody_saw_cannot_be_forged() {
+    let db = Db::new().await;
+    let (sql, mut client) = (db.sql(2).await, db.client().await);
+    let host = host(&sql, 100).await;
+    let id = agent_in(&client, &sql, host, "running").await;
+    let forged = client.execute(&move_to(id, "running", "succeeded"), &[]).await.unwrap_err();
+    assert_eq!(refusal(&forged), ("SD403".to_owned(), "life_ends_with_outcome".to_owned()));
+    // Nor can it say something else than what was seen.
+    let attempt = client.transaction().await.unwrap();
+    attempt.batch_execute(&see_end(id, "failed")).await.unwrap();
+    let forged = attempt.execute(&move_to(id, "running", "succeeded"), &[]).await.unwrap_err();
+    assert_eq!(refusal(&forged), ("SD403".to_owned(), "life_ends_with_outcome".to_owned()));
 }

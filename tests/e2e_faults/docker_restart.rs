@@ -55,10 +55,8 @@ async fn two_daemons_on_one_machine_are_two_hosts_each_with_its_capacity_and_its
     let client = db.client().await;
     let endpoints = format!("{},{}", one.endpoint(), two.endpoint());
     let _replica = Replica::start(&db.url(), &[("SUNDOWN_DOCKER", &endpoints), ("SUNDOWN_CAPACITY", "2"), ("SUNDOWN_LEASE", "2s")]).await;
-    until("both are known", async || {
-        client.query_one("select count(*) from sundown.hosts", &[]).await.unwrap().get::<_, i64>(0) == 2
-    })
-    .await;
+    until("both are known", async || client.query_one("select count(*) from sundown.hosts", &[]).await.unwrap().get::<_, i64>(0) == 2)
+        .await;
     let ids = submit_many(&client, 4, IMAGE, "sleep 600", ", ttl => '10min', grace => '1s'").await;
     until_all(&client, &ids, "running").await;
     let waits = submit(&client, IMAGE, "exit 0", ", ttl => '10min'").await;

@@ -164,7 +164,8 @@ impl Drop for Dockerd {
         }
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let dir = self.dir().display().to_string();
-        let mut mounts: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|path| path.starts_with(&dir)).collect();
+        let mut mounts: Vec<&str> =
+            mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|path| path.starts_with(&dir)).collect();
         mounts.sort_unstable();
         for mount in mounts.iter().rev() {
             let _gone = Command::new("umount").arg("-l").arg(mount).output();

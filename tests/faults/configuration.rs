@@ -101,7 +101,10 @@ async fn a_database_password_is_in_no_line_of_the_most_talkative_log() {
     let id = submit(&client, "busybox", "exit 0", ", env => '{\"TOKEN\": \"t0k3n-of-an-agent\"}'").await;
     assert_eq!(outcome(&client, id).await, end("succeeded", "exited", Some(0)));
     let log = replica.log();
-    assert!(log.contains(&format!("\"running\",\"agent.id\":\"{id}\"")) && log.contains("notifications arrive"), "it proves nothing:\n{log}");
+    assert!(
+        log.contains(&format!("\"running\",\"agent.id\":\"{id}\"")) && log.contains("notifications arrive"),
+        "it proves nothing:\n{log}"
+    );
     assert!(!log.contains(&secret), "the password is in the log");
     assert!(!log.contains("t0k3n-of-an-agent"), "an environment value is in the log");
 }

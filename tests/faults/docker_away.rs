@@ -6,7 +6,9 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::fake_docker::{Call, FakeDocker, Fault};
-use crate::harness::lives::{due_together, each_expired_once, end, nothing_is_held, outcome, state, submit, submit_many, until_all, until_overdue};
+use crate::harness::lives::{
+    due_together, each_expired_once, end, nothing_is_held, outcome, state, submit, submit_many, until_all, until_overdue,
+};
 use crate::harness::replica::Replica;
 use crate::harness::{Db, eventually};
 

@@ -83,7 +83,8 @@ pub async fn each_expired_once(client: &Client, ids: &[Uuid]) {
 
 /// Checks that nobody lives any more and that no slot is held.
 pub async fn nothing_is_held(client: &Client) {
-    let row = client.query_one("select (select count(*) from sundown.agent_live), (select coalesce(sum(used), 0) from sundown.host_slot)", &[]);
+    let row =
+        client.query_one("select (select count(*) from sundown.agent_live), (select coalesce(sum(used), 0) from sundown.host_slot)", &[]);
     let row = row.await.unwrap();
     assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (0, 0), "live rows, used slots");
 }
