@@ -1,6 +1,6 @@
 //! Faults that need no daemon of their own: the built binary on the real Postgres of all tests, and at the other end of its Docker
 //! socket a daemon that does wrong what it is told to do wrong.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 #[path = "faults/configuration.rs"]
 mod configuration;

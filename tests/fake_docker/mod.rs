@@ -5,7 +5,6 @@
 //! does in the real daemon. Containers live by their command, a script of a few words (see [`Step`]), on tokio's
 //! clock; the daemon's own clock, in its answers, is wrong by decades on purpose.
 
-#![expect(clippy::allow_attributes, reason = "whether a helper is unused depends on the test that includes this")]
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 mod wire;

@@ -17,7 +17,8 @@ fn run(args: &[&str], variables: &[(&str, &str)]) -> Output {
 #[test]
 fn a_wrong_value_ends_with_one_line_and_exit_code_64() {
     let nowhere = ("SUNDOWN_DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing");
-    let cases: &[(&[&str], &[(&str, &str)])] = &[
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)]);
+    let cases: &[Case<'_>] = &[
         (&["serve"], &[nowhere, ("SUNDOWN_POLL", "0")]),
         (&["serve"], &[nowhere, ("SUNDOWN_POLL", "-1s")]),
         (&["serve"], &[nowhere, ("SUNDOWN_CAPACITY", "-1")]),
