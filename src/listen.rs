@@ -110,10 +110,10 @@ async fn hear(replica: &Replica, client: &Client, messages: &mut mpsc::Unbounded
         Err(_) => return Ended::Broken("LISTEN was not answered in time".to_owned()),
     }
     loop {
-        // Hearing ourselves proves the whole way. Asked first, so that nothing is believed before it is known.
-        let probe = tokio::time::timeout(PROBE_PATIENCE, client.batch_execute(&format!("notify {own}"))).await;
-        if !matches!(probe, Ok(Ok(()))) {
-            return Ended::Broken("the probe was not answered in time".to_owned());
+        // Hearing what another connection said proves the whole way; what this one says, a transaction pooler hands back to it.
+        // Asked first, so that nothing is believed before it is known.
+        if let Err(error) = replica.sql.probe(&own).await {
+            return Ended::Broken(error.to_string());
         }
         let patience = tokio::time::sleep(PROBE_PATIENCE);
         tokio::pin!(patience);
@@ -124,7 +124,11 @@ async fn hear(replica: &Replica, client: &Client, messages: &mut mpsc::Unbounded
                     Some(Some(reason)) => look(replica, &reason),
                     None => return Ended::Broken("the connection was closed".to_owned()),
                 },
-                () = &mut patience => return if *heard { Ended::Broken("it went deaf".to_owned()) } else { Ended::Deaf },
+                () = &mut patience => {
+                    // The connection that listens, behind a pooler, is somebody else's next.
+                    let _best_effort = tokio::time::timeout(PROBE_PATIENCE, client.batch_execute("unlisten *")).await;
+                    return if *heard { Ended::Broken("it went deaf".to_owned()) } else { Ended::Deaf };
+                }
             }
         }
         if !*heard {

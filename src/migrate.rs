@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Config, NoTls, Transaction};
 
 use uuid::Uuid;
@@ -82,7 +83,7 @@ pub async fn run(config: &crate::config::Migrate) -> Result<(), Fatal> {
 pub async fn adopt(config: &Config, as_new: bool) -> Result<Uuid, Error> {
     let (client, connection) = config.connect(NoTls).await?;
     let driver = tokio::spawn(connection);
-    let row = client.query_one("select sundown.adopt($1)", &[&as_new]).await;
+    let row = client.query_typed_one("select sundown.adopt($1)", &[(&as_new, Type::BOOL)]).await;
     drop(client);
     let _closed = driver.await;
     Ok(row?.get(0))
@@ -135,7 +136,9 @@ async fn migrate_alone(client: &mut Client, always: bool) -> Result<(), Error> {
     client.batch_execute("create schema if not exists sundown").await?;
     let mut runner = migrations::runner().set_abort_missing(false);
     runner.set_migration_table_name("sundown.migration");
-    let report = runner.run_async(client).await.map_err(|error| Error::Internal(format!("a migration failed: {error}")))?;
+    let report = runner.run_async(client).await.map_err(|error| {
+        Error::Internal(format!("a migration failed: {error}; through a transaction pooler none can run: set SUNDOWN_DIRECT_URL"))
+    })?;
     for applied in report.applied_migrations() {
         tracing::info!(version = applied.version(), name = applied.name(), "migrated");
     }
@@ -163,7 +166,10 @@ async fn apply_functions(client: &mut Client) -> Result<(), Error> {
         .batch_execute("select sundown.adopt() where not exists (select from sundown.installation); select sundown.upkeep()")
         .await?;
     transaction
-        .execute("update sundown.installation set release = $1, fingerprint = $2", &[&env!("CARGO_PKG_VERSION"), &fingerprint()])
+        .execute_typed(
+            "update sundown.installation set release = $1, fingerprint = $2",
+            &[(&env!("CARGO_PKG_VERSION"), Type::TEXT), (&fingerprint(), Type::TEXT)],
+        )
         .await?;
     Ok(transaction.commit().await?)
 }
@@ -179,11 +185,11 @@ impl Standing {
     async fn of(client: &Client) -> Result<Self, Error> {
         let empty = Self { version: 0, release: "0.0.0".to_owned(), fingerprint: String::new() };
         let tables = "select to_regclass('sundown.migration') is not null and to_regclass('sundown.installation') is not null";
-        if !client.query_one(tables, &[]).await?.get::<_, bool>(0) {
+        if !client.query_typed_one(tables, &[]).await?.get::<_, bool>(0) {
             return Ok(empty);
         }
-        let version = client.query_one("select coalesce(max(version), 0)::int4 from sundown.migration", &[]).await?.get(0);
-        let row = client.query_opt("select release, fingerprint from sundown.installation", &[]).await?;
+        let version = client.query_typed_one("select coalesce(max(version), 0)::int4 from sundown.migration", &[]).await?.get(0);
+        let row = client.query_typed_opt("select release, fingerprint from sundown.installation", &[]).await?;
         Ok(match row {
             Some(row) => Self { version, release: row.get(0), fingerprint: row.get(1) },
             None => Self { version, ..empty },

@@ -343,6 +343,11 @@ impl Sql {
         self.one(super::UPKEEP, &[(&now, Type::TIMESTAMPTZ)], "counts").await?.ok_or_else(none)
     }
 
+    /// Says something on a channel that only the asking replica's listener hears.
+    pub async fn probe(&self, channel: &str) -> Result<(), Error> {
+        self.rows(super::PROBE, &[(&channel, Type::TEXT)]).await.map(drop)
+    }
+
     /// Tells every replica to look again, for these reasons.
     pub async fn wake(&self, reasons: &[&str]) -> Result<(), Error> {
         self.rows(super::WAKE, &[(&reasons, Type::TEXT_ARRAY)]).await.map(drop)

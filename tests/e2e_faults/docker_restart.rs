@@ -26,7 +26,9 @@ async fn agents_survive(signal: Signal) {
     let before = started_at(&daemon, stays);
     daemon.down(signal).await;
     until_overdue(&client, &[overdue]).await;
-    assert_eq!(state(&client, overdue).await, "running", "its end was concluded without the daemon");
+    // Decided, perhaps, while the daemon was about to go; never ended without its word.
+    let meanwhile = state(&client, overdue).await;
+    assert!(["running", "terminating"].contains(&meanwhile.as_str()), "its end was concluded without the daemon: {meanwhile}");
     daemon.up().await;
     each_expired_once(&client, &[overdue]).await;
     assert_eq!(outcome(&client, exits).await, end("failed", "exited", Some(6)));
