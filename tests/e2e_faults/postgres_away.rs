@@ -217,7 +217,7 @@ async fn after_its_listening_connection_broke_a_replica_looks_for_what_it_did_no
         // Heard: the poll is an hour away.
         let heard = submit(&client, "busybox", "exit 0", "").await;
         assert_eq!(outcome(&client, heard).await, end("succeeded", "exited", Some(0)));
-        let cut = "select count(pg_terminate_backend(pid)) from pg_stat_activity where query like 'notify sundown_probe%' and pid <> pg_backend_pid()";
+        let cut = "select count(pg_terminate_backend(pid)) from pg_stat_activity where query like 'listen sundown_wake%' and pid <> pg_backend_pid()";
         assert_eq!(client.query_one(cut, &[]).await.unwrap().get::<_, i64>(0), 1);
         // Nobody is told, now or later.
         let unheard = submit(&client, "busybox", "exit 0", ", notify => 'never'").await;
