@@ -137,3 +137,18 @@ async fn with_a_direct_address_beside_the_pooler_notifications_arrive_and_migrat
     assert_eq!(client.query_one(locks, &[]).await.unwrap().get::<_, i64>(0), 0);
     nothing_is_held(&client).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_start_together_behind_a_pooler_on_an_empty_database_all_come_up() {
+    let (db, fake) = (Db::empty().await, FakeDocker::start().await);
+    let pooler = Pooler::start(&db.config(), 4).await;
+    let (url, endpoint) = (pooler.url(&db.config()), fake.endpoint());
+    let variables = [("SUNDOWN_DOCKER", endpoint.as_str()), ("SUNDOWN_POLL", "300ms")];
+    let replicas = tokio::join!(Replica::start(&url, &variables), Replica::start(&url, &variables), Replica::start(&url, &variables));
+    let client = db.client().await;
+    let id = submit(&client, "busybox", "exit 0", "").await;
+    assert_eq!(outcome(&client, id).await, end("succeeded", "exited", Some(0)));
+    // And one that comes later finds no lock of somebody who is long gone.
+    let _later = Replica::start(&url, &variables).await;
+    drop(replicas);
+}
