@@ -29,15 +29,15 @@ impl Pooler {
         let scratch = Scratch::new();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let Host::Tcp(host) = &server.get_hosts()[0] else { panic!("SUNDOWN_TEST_DATABASE_URL names no host") };
-        let password = server.get_password().map(|password| format!(" password={}", String::from_utf8_lossy(password))).unwrap_or_default();
+        let password = server.get_password().map(|password| String::from_utf8_lossy(password).into_owned()).unwrap_or_default();
         let settings = format!(
-            "[databases]\n* = host={host} port={}{password}\n\
+            "[databases]\n* = host={host} port={}\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {}\n\
              pool_mode = transaction\ndefault_pool_size = {size}\nmax_client_conn = 200\nlog_connections = 0\nlog_disconnections = 0\n",
             server.get_ports()[0],
             scratch.path().join("users").display()
         );
-        fs::write(scratch.path().join("users"), format!("\"{}\" \"\"\n", server.get_user().unwrap())).unwrap();
+        fs::write(scratch.path().join("users"), format!("\"{}\" \"{password}\"\n", server.get_user().unwrap())).unwrap();
         let file = scratch.path().join("ini");
         fs::write(&file, settings).unwrap();
         let mut command = Command::new("pgbouncer");
@@ -46,7 +46,9 @@ impl Pooler {
         if nix::unistd::geteuid().is_root() {
             // It refuses to be root.
             let user = nix::unistd::User::from_name("postgres").unwrap().expect("a user `postgres`: run scripts/test");
-            chown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+            for file in [&file, &scratch.path().join("users")] {
+                chown(file, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+            }
             command.gid(user.gid.as_raw()).uid(user.uid.as_raw());
         }
         let child = command.spawn().expect("pgbouncer is installed: run scripts/test");

@@ -222,7 +222,8 @@ async fn after_its_listening_connection_broke_a_replica_looks_for_what_it_did_no
         // Nobody is told, now or later.
         let unheard = submit(&client, "busybox", "exit 0", ", notify => 'never'").await;
         assert_eq!(outcome(&client, unheard).await, end("succeeded", "exited", Some(0)));
-        until("it hears again", async || replica.http("GET", "/metrics", "").await.body.contains("sundown_listening 1")).await;
+        let listens = "select count(*) from pg_stat_activity where query like 'listen sundown_wake%' and pid <> pg_backend_pid()";
+        until("it hears again", async || client.query_one(listens, &[]).await.unwrap().get::<_, i64>(0) == 1).await;
     }
 }
 
