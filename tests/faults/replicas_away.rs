@@ -25,6 +25,12 @@ async fn sixty_deadlines_that_passed_with_every_replica_dead_are_kept_by_the_nex
         replica.ended().await;
     }
     until_overdue(&client, &running).await;
+    // So long ago that only a look below the low watermark of ten seconds finds them.
+    eventually("they are overdue for long", Duration::from_secs(30), async || {
+        let query = "select max(expires_at) < clock_timestamp() - interval '11 s' from sundown.agent_live where host <> 0";
+        client.query_one(query, &[]).await.unwrap().get::<_, bool>(0).then_some(())
+    })
+    .await;
     assert_eq!(fake.containers().iter().filter(|seen| seen.status == "running").count(), 60, "nobody was there to end them");
     let _next = Replica::start(&db.url(), &variables).await;
     each_expired_once(&client, &running).await;
