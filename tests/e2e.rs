@@ -498,8 +498,12 @@ async fn a_loop_that_panics_takes_the_process_down() {
     let db = Db::new().await;
     let client = db.client().await;
     let mut replica = Replica::start(&db.url(), &[("FAILPOINTS", "sweep.claimed=1*panic")]).await;
-    client.execute("select sundown.wake('always')", &[]).await.unwrap();
+    let id = submit(&client, "sleep 600", ", ttl => '1s', grace => '1s'").await;
     assert_eq!(replica.ended().await.code(), Some(70), "{}", replica.log());
+    let _other = Replica::start(&db.url(), &[LEASE]).await;
+    let (state, reason, _) = outcome(&client, id).await;
+    assert_eq!((state.as_str(), reason.as_str()), ("expired", "ttl_expired"));
+    docker::leave_nothing(&client).await;
 }
 
 #[tokio::test]
