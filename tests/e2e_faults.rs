@@ -4,15 +4,11 @@
 
 #[path = "e2e_faults/docker_restart.rs"]
 mod docker_restart;
-#[path = "e2e_faults/dockerd.rs"]
-mod dockerd;
 #[path = "e2e_faults/embedded_default.rs"]
 mod embedded_default;
 mod fake_docker;
 mod harness;
 #[path = "e2e_faults/pooler.rs"]
 mod pooler;
-#[path = "e2e_faults/postgres.rs"]
-mod postgres;
 #[path = "e2e_faults/postgres_away.rs"]
 mod postgres_away;

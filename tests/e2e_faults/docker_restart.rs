@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 use uuid::Uuid;
 
-use crate::dockerd::{Dockerd, IMAGE};
+use crate::harness::dockerd::{Dockerd, IMAGE};
 use crate::harness::lives::{each_expired_once, end, nothing_is_held, outcome, state, submit, submit_many, until_all, until_overdue};
 use crate::harness::replica::Replica;
 use crate::harness::{Db, until};

@@ -8,9 +8,9 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::harness::docker::{self, image};
 use crate::harness::lives::{each_expired_once, end, nothing_is_held, outcome, submit, until_all};
+use crate::harness::postgres::{Scratch, postmaster};
 use crate::harness::replica::Replica;
 use crate::harness::{eventually, until};
-use crate::postgres::{Scratch, postmaster};
 
 /// Serves with its data in a directory.
 async fn serve(scratch: &Scratch) -> Replica {

@@ -12,9 +12,9 @@ use tokio_postgres::{Config, NoTls};
 
 use crate::fake_docker::FakeDocker;
 use crate::harness::lives::{each_expired_once, end, nothing_is_held, outcome, submit, submit_many};
+use crate::harness::postgres::Scratch;
 use crate::harness::replica::Replica;
 use crate::harness::{Db, eventually, until};
-use crate::postgres::Scratch;
 
 /// A pooler before the server of all tests. Ended when dropped.
 struct Pooler {

@@ -11,9 +11,9 @@ use uuid::Uuid;
 
 use crate::fake_docker::{Call, FakeDocker};
 use crate::harness::lives::{due_together, each_expired_once, end, nothing_is_held, outcome, state, submit, submit_many, until_all};
+use crate::harness::postgres::Postgres;
 use crate::harness::replica::{Answer, Replica};
 use crate::harness::{eventually, until};
-use crate::postgres::Postgres;
 
 /// While the database is away every wish is answered within two seconds, and one more for a machine on which everything else is tested
 /// at the same time: an answer that waited for the database would take far longer.

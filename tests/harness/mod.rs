@@ -7,7 +7,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails; which of these occur depends on the part")]
 
 pub mod docker;
+pub mod dockerd;
 pub mod lives;
+pub mod postgres;
 pub mod replica;
 
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! A Postgres of a test's own, to be restarted, stopped and silenced. It goes with the test, however that ends.
 
+#![allow(clippy::disallowed_methods, reason = "clean-up runs outside of any runtime")]
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
@@ -12,7 +14,7 @@ use nix::unistd::Pid;
 use sundown::embedded::{self, Embedded};
 use tokio_postgres::{Client, NoTls};
 
-use crate::harness::eventually;
+use super::eventually;
 
 /// A directory that goes with the test, and with it the server whose data are in it.
 pub struct Scratch(PathBuf);
@@ -70,7 +72,7 @@ fn is_zombie(pid: Pid) -> bool {
 }
 
 /// A process and its children, itself first.
-fn family(parent: Pid) -> Vec<Pid> {
+pub fn family(parent: Pid) -> Vec<Pid> {
     let all = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let children = all.filter(|pid| stat(*pid).is_some_and(|(_, of)| of == parent.as_raw())).map(Pid::from_raw);
     std::iter::once(parent).chain(children).collect()

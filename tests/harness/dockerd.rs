@@ -1,5 +1,7 @@
 //! A Docker daemon of a test's own, beside the one that all tests share: its containers survive it, and it goes with the test.
 
+#![allow(clippy::disallowed_methods, reason = "clean-up runs outside of any runtime")]
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -9,8 +11,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::eventually;
-use crate::postgres::Scratch;
+use super::eventually;
+use super::postgres::Scratch;
 
 /// The image that its agents run.
 pub const IMAGE: &str = "sundown-fault:latest";
@@ -19,12 +21,19 @@ pub const IMAGE: &str = "sundown-fault:latest";
 pub struct Dockerd {
     scratch: Scratch,
     bridge: String,
+    address: String,
+    on_network: bool,
     child: Option<Child>,
 }
 
 impl Dockerd {
     /// Started, with an image.
     pub async fn start() -> Self {
+        Self::start_on(false).await
+    }
+
+    /// Started, with an image, and with a door on its bridge if one is wanted.
+    pub async fn start_on(on_network: bool) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "a Docker daemon of its own needs root: run scripts/test");
         static NUMBER: AtomicU8 = AtomicU8::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -32,16 +41,31 @@ impl Dockerd {
         let bridge = format!("sdf{}n{number}", pid % 1_000_000);
         // A bridge that is named is used as it is: without one the daemon would make, or remove, the docker0 of the other daemon.
         run(Command::new("ip").args(["link", "add", "name", &bridge, "type", "bridge"]));
-        let mut dockerd = Self { scratch: Scratch::new(), bridge, child: None };
-        let address = format!("10.{}.{}.1/24", 200 + number, pid % 256);
-        run(Command::new("ip").args(["address", "add", &address, "dev", &dockerd.bridge]));
+        let address = format!("10.{}.{}.1", 200 + number, pid % 256);
+        let mut dockerd = Self { scratch: Scratch::new(), bridge, address, on_network, child: None };
+        run(Command::new("ip").args(["address", "add", &format!("{}/24", dockerd.address), "dev", &dockerd.bridge]));
+        run(Command::new("ip").args(["link", "set", &dockerd.bridge, "up"]));
         dockerd.up().await;
         dockerd.import();
         dockerd
     }
 
-    fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         self.scratch.path()
+    }
+
+    /// The bridge that it was given, and our address on it.
+    pub fn network(&self) -> (&str, &str) {
+        (&self.bridge, &self.address)
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.as_ref().unwrap().id()).unwrap())
+    }
+
+    /// Where it answers to whoever is on its bridge.
+    pub fn tcp(&self) -> String {
+        format!("tcp://{}:2375", self.address)
     }
 
     fn socket(&self) -> PathBuf {
@@ -58,6 +82,10 @@ impl Dockerd {
         let log = File::options().append(true).create(true).open(dir.join("log")).unwrap();
         let mut command = Command::new("dockerd");
         command.arg("--live-restore").arg("--host").arg(self.endpoint()).args(["--bridge", &self.bridge, "--iptables=false"]);
+        if self.on_network {
+            // Said outright, for it waits before it believes that nobody wants TLS.
+            command.arg("--host").arg(self.tcp()).arg("--tls=false");
+        }
         command.args(["--ip-forward=false", "--ip-masq=false", "--userland-proxy=false"]);
         for (flag, name) in [("--data-root", "data"), ("--exec-root", "run"), ("--pidfile", "pid")] {
             command.arg(flag).arg(dir.join(name));
@@ -104,7 +132,7 @@ impl Dockerd {
         fs::create_dir_all(root.join("bin")).unwrap();
         let found = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
         fs::copy(found.expect("busybox-static is installed: run scripts/test"), root.join("bin/busybox")).unwrap();
-        for applet in ["sh", "sleep", "echo", "true"] {
+        for applet in ["sh", "sleep", "echo", "true", "cat", "tail", "dd", "head"] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
         let tar = self.dir().join("image.tar");

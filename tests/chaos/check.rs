@@ -1,0 +1,443 @@
+//! The judge: folds what clients were told, what the database recorded, what the kernel showed and what was done to it all into the
+//! promises, after the run and from its files alone.
+//!
+//! Bounds are in healthy time: instants at which Postgres took a write, the daemon answered and a replica said that it was ready. The
+//! names S1 to S13 and L1 to L11 are those of the guarantees in the documentation.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::record::{Beat, Call, Course, Dir, Event, Injected, Kind, Millis, Op, Plan, Probe, Row, Said, Sign};
+
+/// How far two looks at the same instant may lie apart: a sampling step, a scheduler that was busy.
+const BLUR: Millis = 300;
+/// Containers that a daemon ends in a second, when many are due at once: what was measured here, on two cores.
+const KILLS_PER_SECOND: i64 = 8;
+/// Faults in which nothing can be done although every part answers its probe.
+const PARALYSIS: [&str; 5] = ["table locked", "statement timeouts", "containerd silent", "connections exhausted", "serializable"];
+/// Faults of what runs containers.
+const OF_DOCKER: [&str; 6] = ["dockerd killed", "dockerd restart", "dockerd silent", "containerd silent", "cut from docker", "shim killed"];
+
+/// Something that must never be.
+#[derive(Debug, Clone, Serialize)]
+pub struct Violation {
+    pub promise: &'static str,
+    pub agent: Option<Uuid>,
+    pub detail: String,
+}
+
+/// What a run showed.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    pub seed: u64,
+    pub seconds: f64,
+    /// Share of the time in which every part answered.
+    pub healthy: f64,
+    pub agents: usize,
+    pub containers: usize,
+    /// By name: how often, and how often it reached the moment it waited for.
+    pub faults: BTreeMap<String, (usize, usize)>,
+    /// By state and reason.
+    pub ends: BTreeMap<String, usize>,
+    /// Milliseconds from the deadline and its grace to the death of the last process, of all that were ended: median, 99th, worst.
+    pub lateness: (Millis, Millis, Millis),
+    /// The same, in healthy time.
+    pub healthy_lateness: (Millis, Millis, Millis),
+    /// By fault that was there meanwhile: the worst, in healthy time.
+    pub worst: BTreeMap<String, Millis>,
+    /// From the death of a replica to the next step of a start that it held, in healthy time.
+    pub take_over: (Millis, Millis, Millis),
+    /// Milliseconds, healthy: the longest that a container outlived its agent's end.
+    pub orphan: Millis,
+    /// Milliseconds: the longest that a client waited for an answer.
+    pub slowest_answer: Millis,
+    pub violations: Vec<Violation>,
+}
+
+/// The instants at which there was no excuse.
+struct Health {
+    /// End of each interval, and the healthy milliseconds up to it.
+    sums: Vec<(Millis, Millis)>,
+    /// Start and end of each healthy interval.
+    good: Vec<(Millis, Millis)>,
+}
+
+impl Health {
+    fn new(probes: &[Probe], faults: &[Injected]) -> Self {
+        let paralysed: Vec<(Millis, Millis)> =
+            faults.iter().filter(|f| PARALYSIS.contains(&f.fault.as_str())).map(|f| (f.began, f.ended + 1000)).collect();
+        let mut good = Vec::new();
+        for pair in probes.windows(2) {
+            let [a, b] = pair else { continue };
+            let excused = paralysed.iter().any(|(began, ended)| *began < b.at && a.at < *ended);
+            if a.healthy() && b.healthy() && b.at - a.at < 2000 && !excused {
+                good.push((a.at, b.at));
+            }
+        }
+        let mut sum = 0;
+        let sums = good
+            .iter()
+            .map(|(from, to)| {
+                sum += to - from;
+                (*to, sum)
+            })
+            .collect();
+        Self { sums, good }
+    }
+
+    /// Healthy milliseconds before an instant.
+    fn until(&self, at: Millis) -> Millis {
+        let index = self.sums.partition_point(|(end, _)| *end <= at);
+        let before = if index == 0 { 0 } else { self.sums[index - 1].1 };
+        let partly = self.good.get(index).map_or(0, |(from, _)| (at - from).max(0));
+        before + partly
+    }
+
+    fn between(&self, from: Millis, to: Millis) -> Millis {
+        if to <= from { 0 } else { self.until(to) - self.until(from) }
+    }
+}
+
+/// What was seen of one agent's containers.
+#[derive(Default)]
+struct Seen {
+    born: Vec<(Millis, String)>,
+    last_alive: Option<Millis>,
+    dead: Option<Millis>,
+    kept: bool,
+    forgotten: Option<Millis>,
+}
+
+/// Judges a run.
+pub fn check(dir: &Dir) -> Report {
+    let plan: Plan = dir.load("plan.json");
+    let course: Course = dir.load("course.json");
+    let calls: Vec<Call> = dir.read("calls.jsonl");
+    let faults: Vec<Injected> = dir.read("faults.jsonl");
+    let probes: Vec<Probe> = dir.read("probes.jsonl");
+    let beats: Vec<Beat> = dir.read("beats.jsonl");
+    let mut events: Vec<Event> = dir.read("events.jsonl");
+    let mut rows: Vec<Row> = dir.read("rows.jsonl");
+
+    // Onto our clock.
+    let mut offsets: Vec<Millis> = probes.iter().filter_map(|probe| probe.offset).collect();
+    offsets.sort_unstable();
+    let offset = offsets.get(offsets.len() / 2).copied().unwrap_or_default();
+    for event in &mut events {
+        event.at -= offset;
+        event.expires_at = event.expires_at.map(|at| at - offset);
+    }
+    for row in &mut rows {
+        for at in [&mut row.expires_at, &mut row.decided_at, &mut row.finished_at].into_iter().flatten() {
+            *at -= offset;
+        }
+    }
+
+    let health = Health::new(&probes, &faults);
+    let mut seen: HashMap<Uuid, Seen> = HashMap::new();
+    for beat in &beats {
+        let life = seen.entry(beat.agent).or_default();
+        match beat.what {
+            Sign::Born => life.born.push((beat.at, beat.container.clone())),
+            Sign::Alive => life.last_alive = life.last_alive.max(Some(beat.at)),
+            Sign::Dead => life.dead = life.dead.max(Some(beat.at)),
+            Sign::Kept => life.kept = true,
+            Sign::Forgotten => life.forgotten = Some(beat.at),
+        }
+    }
+    let mut told: HashMap<Uuid, Vec<&Event>> = HashMap::new();
+    for event in &events {
+        told.entry(event.id).or_default().push(event);
+    }
+    let by_id: HashMap<Uuid, &Row> = rows.iter().map(|row| (row.id, row)).collect();
+
+    let mut report = Report {
+        seed: plan.seed,
+        #[expect(clippy::cast_precision_loss, reason = "a share, for people")]
+        seconds: (course.ended - course.began) as f64 / 1000.0,
+        #[expect(clippy::cast_precision_loss, reason = "a share, for people")]
+        healthy: health.between(course.began, course.ended) as f64 / (course.ended - course.began).max(1) as f64,
+        agents: rows.len(),
+        containers: seen.values().filter(|life| !life.born.is_empty()).count(),
+        ..Report::default()
+    };
+    for fault in &faults {
+        let count = report.faults.entry(fault.fault.clone()).or_default();
+        *count = (count.0 + 1, count.1 + usize::from(fault.fired));
+    }
+    let mut judge =
+        Judge { plan: &plan, course: &course, faults: &faults, health: &health, report, lateness: Vec::new(), healthy: Vec::new() };
+    judge.clients(&calls, &by_id, &told, &seen, &probes);
+    let none = Seen::default();
+    for row in &rows {
+        judge.agent(row, told.get(&row.id).map_or(&[][..], Vec::as_slice), seen.get(&row.id).unwrap_or(&none), &rows);
+    }
+    judge.take_overs(&told, &seen);
+    if course.before != course.after {
+        judge.violated("S9", None, format!("foreign containers were touched: {:?}, then {:?}", course.before, course.after));
+    }
+    if course.slots != 0 {
+        judge.violated("L7", None, format!("{} slots are held by nobody", course.slots));
+    }
+    judge.report.lateness = spread(&mut judge.lateness);
+    judge.report.healthy_lateness = spread(&mut judge.healthy);
+    judge.report
+}
+
+struct Judge<'a> {
+    plan: &'a Plan,
+    course: &'a Course,
+    faults: &'a [Injected],
+    health: &'a Health,
+    report: Report,
+    lateness: Vec<Millis>,
+    healthy: Vec<Millis>,
+}
+
+impl Judge<'_> {
+    fn violated(&mut self, promise: &'static str, agent: Option<Uuid>, detail: String) {
+        self.report.violations.push(Violation { promise, agent, detail });
+    }
+
+    fn touched(&self, agent: Uuid, by: &[&str]) -> bool {
+        self.faults.iter().any(|f| f.touched.contains(&agent) && (by.is_empty() || by.contains(&f.fault.as_str())))
+    }
+
+    /// S1, S2, S13, L11, and that what was rolled back never was.
+    fn clients(
+        &mut self,
+        calls: &[Call],
+        rows: &HashMap<Uuid, &Row>,
+        told: &HashMap<Uuid, Vec<&Event>>,
+        seen: &HashMap<Uuid, Seen>,
+        probes: &[Probe],
+    ) {
+        let mut keys: BTreeMap<&str, BTreeSet<Uuid>> = BTreeMap::new();
+        for call in calls {
+            self.report.slowest_answer = self.report.slowest_answer.max(call.ended - call.began);
+            let promised = call.said == Said::Ok;
+            let Some(agent) = call.agent else { continue };
+            match call.op {
+                Op::Post | Op::Submit if promised => {
+                    if !rows.contains_key(&agent) {
+                        self.violated("S1", Some(agent), format!("an acknowledged submit is lost: {call:?}"));
+                    }
+                    keys.entry(&call.key).or_default().insert(agent);
+                }
+                Op::Rollback if promised && (rows.contains_key(&agent) || seen.contains_key(&agent)) => {
+                    self.violated("S1", Some(agent), "what was rolled back is there".to_owned());
+                }
+                Op::Delete if promised => {
+                    let stands = told.get(&agent).into_iter().flatten().any(|event| {
+                        event.at <= call.ended + BLUR && matches!(event.state.as_str(), "terminating" | "succeeded" | "failed" | "expired")
+                    });
+                    if !stands {
+                        self.violated("S13", Some(agent), format!("an acknowledged DELETE is lost: {call:?}"));
+                    }
+                }
+                Op::Patch if promised => {
+                    let died = seen.get(&agent).and_then(|life| life.dead);
+                    let excused = self.touched(agent, &[]);
+                    if let (Some(deadline), Some(died)) = (call.deadline, died)
+                        && died + BLUR < deadline
+                        && !excused
+                    {
+                        self.violated("S7", Some(agent), format!("killed {} ms before the deadline that was promised", deadline - died));
+                    }
+                }
+                _ => {}
+            }
+            let postgres = probes.iter().filter(|probe| probe.at >= call.began - 1500 && probe.at <= call.ended + 1500);
+            let (up, all) = postgres.fold((0, 0), |(up, all), probe| (up + usize::from(probe.postgres), all + 1));
+            if promised && all >= 3 && up == 0 {
+                self.violated("L11", Some(agent), format!("promised while Postgres was away: {call:?}"));
+            }
+        }
+        for (key, agents) in keys {
+            if agents.len() > 1 {
+                self.violated("S2", None, format!("key {key} named {agents:?}"));
+            }
+        }
+    }
+
+    fn agent(&mut self, row: &Row, events: &[&Event], life: &Seen, rows: &[Row]) {
+        let ended = self.transitions(row, events);
+        let end = format!("{} {}", row.state, row.reason.as_deref().unwrap_or("-"));
+        *self.report.ends.entry(end).or_default() += 1;
+        self.executions(row, life);
+        self.honesty(row, events, life);
+        if let Some(ended) = ended {
+            if let Some(alive) = life.last_alive.filter(|alive| *alive > ended + BLUR)
+                && !self.touched(row.id, &["started by hand"])
+            {
+                self.violated("S12", Some(row.id), format!("alive {} ms after its end was recorded", alive - ended));
+            }
+            if life.kept {
+                let until = life.forgotten.unwrap_or(self.course.ended);
+                let orphan = self.health.between(ended, until);
+                self.report.orphan = self.report.orphan.max(orphan);
+                if orphan > 30_000 {
+                    self.violated("L5", Some(row.id), format!("its container was there {orphan} ms after its end"));
+                }
+            }
+        }
+        self.on_time(row, life, rows);
+    }
+
+    /// S3, S4, S10, L1: answers when the end was recorded.
+    fn transitions(&mut self, row: &Row, events: &[&Event]) -> Option<Millis> {
+        let terminal = |state: &str| matches!(state, "succeeded" | "failed" | "expired");
+        let states: Vec<&&Event> = events.iter().filter(|event| event.kind == "state").collect();
+        let mut was: Option<&str> = None;
+        let mut epoch = 0;
+        for event in &states {
+            let legal = matches!(
+                (was, event.state.as_str()),
+                (None, "pending")
+                    | (Some("pending"), "running" | "failed" | "terminating")
+                    | (Some("running"), "terminating" | "succeeded" | "failed")
+                    | (Some("terminating"), "expired" | "succeeded" | "failed")
+            );
+            if !legal || event.was.as_deref() != was {
+                self.violated("S3", Some(row.id), format!("{was:?} became {} (it says from {:?})", event.state, event.was));
+            }
+            if event.epoch < epoch {
+                self.violated("S10", Some(row.id), format!("the epoch fell from {epoch} to {}", event.epoch));
+            }
+            epoch = event.epoch;
+            was = Some(&event.state);
+        }
+        let ends: Vec<&&&Event> = states.iter().filter(|event| terminal(&event.state)).collect();
+        if ends.len() > 1 {
+            self.violated("S4", Some(row.id), format!("it ended {} times", ends.len()));
+        }
+        if !terminal(&row.state) {
+            self.violated("L1", Some(row.id), format!("still {} when the run ended", row.state));
+        } else if was != Some(&row.state) {
+            self.violated("S4", Some(row.id), format!("it is {}, its last event says {was:?}", row.state));
+        }
+        ends.first().map(|event| event.at)
+    }
+
+    /// S5, S6.
+    fn executions(&mut self, row: &Row, life: &Seen) {
+        if self.touched(row.id, &["started by hand"]) {
+            return;
+        }
+        if life.born.len() > 1 {
+            self.violated("S6", Some(row.id), format!("started {} times: {:?}", life.born.len(), life.born));
+        }
+        if row.begun.is_some_and(|begun| begun > 1) {
+            self.violated("S6", Some(row.id), format!("its output says {:?} times that it began", row.begun));
+        }
+    }
+
+    /// S7, S8, S11.
+    fn honesty(&mut self, row: &Row, events: &[&Event], life: &Seen) {
+        let hands =
+            self.touched(row.id, &["removed by hand", "killed by hand", "started by hand", "shim killed", "paused by hand", "frozen"]);
+        let decided = events.iter().find(|event| event.state == "terminating").map(|event| event.at);
+        if let Some(died) = life.dead
+            && row.kind.endless()
+            && !hands
+            && decided.is_none_or(|decided| died + BLUR < decided)
+        {
+            self.violated("S8", Some(row.id), format!("died at {died}, decided on at {decided:?}"));
+        }
+        if row.reason.as_deref() == Some("ttl_expired")
+            && let (Some(decided), Some(deadline)) = (row.decided_at, row.expires_at)
+            && decided < deadline
+        {
+            self.violated("S7", Some(row.id), format!("decided on {} ms before its deadline", deadline - decided));
+        }
+        // What a start may fail from: a fault of Docker's in the minute that it may take.
+        let sick = row
+            .finished_at
+            .is_some_and(|at| self.faults.iter().any(|f| OF_DOCKER.contains(&f.fault.as_str()) && f.began <= at && f.ended >= at - 75_000));
+        let honest = match (row.state.as_str(), row.reason.as_deref(), row.kind) {
+            ("succeeded", Some("exited"), Kind::Exits(0)) => row.exit_code == Some(0),
+            ("failed", Some("exited"), Kind::Exits(code)) if code != 0 => row.exit_code == Some(code) || hands,
+            // Docker tells of it on a best effort: the code is the same.
+            ("failed", Some("oom_killed" | "exited"), Kind::Oom) => row.exit_code == Some(137),
+            ("failed", Some("exited" | "vanished"), _) => hands,
+            ("failed", Some("start_failed" | "start_timeout"), _) => sick,
+            ("expired", Some("ttl_expired"), Kind::Exits(_) | Kind::Oom) => hands || sick,
+            ("expired", Some("ttl_expired"), Kind::Deleted) => row.expires_at.is_some_and(|at| row.decided_at >= Some(at)),
+            ("expired", Some("terminated"), kind) => kind == Kind::Deleted,
+            ("expired", Some("ttl_expired"), _) => true,
+            ("pending" | "running" | "terminating", ..) => true,
+            _ => false,
+        };
+        if !honest {
+            self.violated("S11", Some(row.id), format!("{:?} ended as {} {:?} with {:?}", row.kind, row.state, row.reason, row.exit_code));
+        }
+    }
+
+    /// L3, L4.
+    fn on_time(&mut self, row: &Row, life: &Seen, rows: &[Row]) {
+        let (Some(died), true) = (life.dead, row.state == "expired") else { return };
+        if self.touched(row.id, &[]) {
+            return;
+        }
+        let Some(decided) = due(row) else { return };
+        #[expect(clippy::cast_possible_truncation, reason = "a grace of seconds, in milliseconds")]
+        let due_at = decided + (row.grace * 1000.0) as Millis;
+        let late = (died - due_at).max(0);
+        let healthy = self.health.between(due_at, died);
+        self.lateness.push(late);
+        self.healthy.push(healthy);
+        for fault in self.faults.iter().filter(|f| f.began < died && decided < f.ended) {
+            let worst = self.report.worst.entry(fault.fault.clone()).or_default();
+            *worst = (*worst).max(healthy);
+        }
+        // Whoever is due in the same moments waits for the same daemon.
+        let crowd = rows.iter().filter(|other| due(other).is_some_and(|at| at > decided - 10_000 && at < died)).count();
+        let replica_died = self.faults.iter().any(|f| f.struck.is_some_and(|at| at > decided - 10_000 && at < died));
+        let bound = 2000 + BLUR + i64::try_from(crowd).unwrap() * 1000 / KILLS_PER_SECOND + if replica_died { 2000 } else { 0 };
+        if healthy > bound {
+            self.violated(
+                "L3",
+                Some(row.id),
+                format!("died {healthy} ms of healthy time too late ({late} ms in all); {bound} are allowed"),
+            );
+        }
+    }
+
+    /// L6.
+    fn take_overs(&mut self, told: &HashMap<Uuid, Vec<&Event>>, seen: &HashMap<Uuid, Seen>) {
+        let mut all = Vec::new();
+        for fault in self.faults {
+            let Some(struck) = fault.struck else { continue };
+            for agent in &fault.held {
+                let events = told.get(agent).into_iter().flatten().map(|event| event.at);
+                let births = seen.get(agent).into_iter().flat_map(|life| life.born.iter().map(|(at, _)| *at));
+                let Some(next) = events.chain(births).filter(|at| *at > struck).min() else { continue };
+                let took = self.health.between(struck, next);
+                all.push(took);
+                if took > self.plan.lease + 2000 + BLUR {
+                    let detail = format!("{}: taken over {took} ms of healthy time after its replica fell", fault.fault);
+                    self.report.violations.push(Violation { promise: "L6", agent: Some(*agent), detail });
+                }
+            }
+        }
+        self.report.take_over = spread(&mut all);
+    }
+}
+
+/// The instant that an end is counted from: its deadline, or the wish to end it. `None`: it never was on a host, or ended by itself.
+fn due(row: &Row) -> Option<Millis> {
+    match row.reason.as_deref()? {
+        "ttl_expired" => row.expires_at,
+        "terminated" => row.decided_at,
+        _ => None,
+    }
+}
+
+/// Median, 99th percentile, worst.
+fn spread(values: &mut [Millis]) -> (Millis, Millis, Millis) {
+    values.sort_unstable();
+    let at = |share: usize| values.get((values.len() * share / 100).min(values.len().saturating_sub(1))).copied().unwrap_or_default();
+    (at(50), at(99), at(100))
+}

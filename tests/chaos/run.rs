@@ -1,0 +1,198 @@
+//! One run: a plan made from a seed, a world, clients and faults for as long as the plan says; then everything is healed, and nobody may
+//! be left.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::check::Report;
+use super::fleet::LEASE;
+use super::load::Load;
+use super::nemesis::{GROUND, Nemesis, REPLICAS};
+use super::observe::{Observer, probe};
+use super::record::{Course, Dir, Event, Plan, Row, now};
+use super::world::World;
+use crate::harness::dockerd::IMAGE;
+
+/// How long the last agents may take, once all faults are healed: the longest ttl that is not cut short, and some more.
+const QUIET: Duration = Duration::from_secs(150);
+
+/// Half of the runs have faults of all kinds, the others of a few: then each of them is met more often.
+pub fn plan(seed: u64, seconds: u64) -> Plan {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let few = rng.random_bool(0.5);
+    let mut some = |all: &[&str], count: usize| -> Vec<String> {
+        let chosen = if few { all.sample(&mut rng, count).copied().collect() } else { all.to_vec() };
+        chosen.into_iter().map(str::to_owned).collect()
+    };
+    let faults = vec![some(&REPLICAS, 4), some(&GROUND, 8)];
+    Plan { seed, seconds, rate: 1.6, faults, lease: i64::try_from(LEASE.as_millis()).unwrap() }
+}
+
+/// A new directory for a run.
+pub fn directory(root: &Path, seed: u64) -> Dir {
+    let dir = root.join(format!("{seed}-{}", now()));
+    fs::create_dir_all(&dir).unwrap();
+    Dir(dir)
+}
+
+/// Does what the plan says, and writes everything down.
+pub async fn run(plan: &Plan, dir: &Dir) {
+    dir.save("plan.json", plan);
+    let world = World::new(dir, 3).await;
+    let before = world.decoys().await;
+    let observer = Observer::start(world.dockerd.lock().await.dir().join("data"), dir);
+    let addresses = {
+        let fleet = world.fleet.lock().await;
+        (0..fleet.count()).map(|n| fleet.address(n)).collect()
+    };
+    let probes = tokio::spawn(probe(Arc::clone(&world.cluster), world.docker.clone(), addresses, dir.clone()));
+    let began = now();
+
+    let (stop, no_more) = (CancellationToken::new(), CancellationToken::new());
+    let door = world.fleet.lock().await.door.clone();
+    let load = Load::new(&door, IMAGE, Arc::clone(&world.cluster), dir);
+    let clients = tokio::spawn(Arc::clone(&load).run(plan.seed, plan.rate, no_more.clone()));
+    let journal = dir.journal("faults.jsonl");
+    let lanes = plan.faults.iter().zip(1_000_000..).map(async |(faults, stream)| {
+        let nemesis = Nemesis { world: Arc::clone(&world), journal: journal.clone(), stop: stop.clone() };
+        nemesis.run(plan.seed, stream, faults).await;
+    });
+    let clock = async {
+        sleep(Duration::from_secs(plan.seconds)).await;
+        stop.cancel();
+    };
+    tokio::join!(futures_util::future::join_all(lanes), clock);
+    // Everything is healed now; clients still come for a while, and all that they began must end.
+    let healed = now();
+    sleep(Duration::from_secs(5)).await;
+    no_more.cancel();
+    clients.await.unwrap();
+    assert!(load.accepted.load(Ordering::Relaxed) > 0, "nobody's agent was accepted");
+    quiet(&world).await;
+    sleep(Duration::from_secs(1)).await;
+    probes.abort();
+    observer.stop();
+    let slots = rows(&world, dir).await;
+    let course = Course { began, healed, ended: now(), after: World::still(&before), before, slots };
+    dir.save("course.json", &course);
+}
+
+/// Waits until nobody is alive, in rows and in containers.
+async fn quiet(world: &World) {
+    let client = world.cluster.ours().await;
+    let nobody = async {
+        loop {
+            let alive: i64 = client.query_one("select count(*) from sundown.agent_live", &[]).await.unwrap().get(0);
+            let dockerd = world.dockerd.lock().await;
+            let left = dockerd.names().iter().filter(|name| name.starts_with("sundown-")).count();
+            // One of the containers that are not ours has such a name.
+            if alive == 0 && left <= 1 {
+                return;
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let _what_is_left_is_judged = timeout(QUIET, nobody).await;
+}
+
+/// Writes down what the database has, and answers how many slots are used.
+async fn rows(world: &World, dir: &Dir) -> i64 {
+    let client = world.cluster.ours().await;
+    let journal = dir.journal("events.jsonl");
+    let millis = |column: &str| format!("(extract(epoch from {column}) * 1000)::bigint");
+    let query = format!(
+        "select {}, id, kind, was, state, reason, epoch, container_id, {} from sundown.event order by xid, seq",
+        millis("at"),
+        millis("expires_at")
+    );
+    for row in client.query(&query, &[]).await.unwrap() {
+        journal.write(&Event {
+            at: row.get(0),
+            id: row.get(1),
+            kind: row.get(2),
+            was: row.get(3),
+            state: row.get(4),
+            reason: row.get(5),
+            epoch: row.get(6),
+            container: row.get(7),
+            expires_at: row.get(8),
+        });
+    }
+    let journal = dir.journal("rows.jsonl");
+    let query = format!(
+        "select a.id, a.labels ->> 'kind', coalesce(l.state, o.state), coalesce(l.reason, o.reason), o.exit_code, o.container_id,
+                {}, {}, {}, extract(epoch from a.grace)::float8,
+                (select cardinality(regexp_split_to_array(convert_from(replace(encode(tail, 'escape'), '\\000', '')::bytea, 'UTF8'), 'begun')) - 1
+                   from sundown.agent_log g where g.id = a.id)::bigint
+           from sundown.agent a left join sundown.agent_live l using (id) left join sundown.agent_outcome o using (id)",
+        millis("coalesce(l.expires_at, o.expires_at)"),
+        millis("coalesce(l.decided_at, o.decided_at)"),
+        millis("o.finished_at")
+    );
+    for row in client.query(&query, &[]).await.unwrap() {
+        let Some(kind) = row.get::<_, Option<String>>(1) else { continue };
+        journal.write(&Row {
+            id: row.get(0),
+            kind: serde_json::from_str(&kind).unwrap(),
+            state: row.get(2),
+            reason: row.get(3),
+            exit_code: row.get(4),
+            container: row.get(5),
+            expires_at: row.get(6),
+            decided_at: row.get(7),
+            finished_at: row.get(8),
+            grace: row.get(9),
+            begun: row.get(10),
+        });
+    }
+    client.query_one("select coalesce(sum(used), 0)::bigint from sundown.host_slot", &[]).await.unwrap().get(0)
+}
+
+/// Prints what a run showed, and keeps it with the run.
+pub fn tell(dir: &Dir, report: &Report) {
+    dir.save("report.json", report);
+    let (given, fired) = report.faults.values().fold((0, 0), |(given, fired), (g, f)| (given + g, fired + f));
+    println!(
+        "seed {}: {:.0} s, {:.0} % of it healthy; {} agents, {} containers, {given} faults ({fired} reached their moment)",
+        report.seed,
+        report.seconds,
+        report.healthy * 100.0,
+        report.agents,
+        report.containers
+    );
+    println!("  ends: {:?}", report.ends);
+    println!("  late, ms p50/p99/worst: {:?}; in healthy time: {:?}", report.lateness, report.healthy_lateness);
+    println!(
+        "  take-over of a start, ms: {:?}; longest orphan: {} ms; slowest answer: {} ms",
+        report.take_over, report.orphan, report.slowest_answer
+    );
+    println!("  worst in healthy time by fault, ms: {:?}", report.worst);
+    for violation in &report.violations {
+        println!("  BROKEN {} {}: {}", violation.promise, violation.agent.map(|id| id.to_string()).unwrap_or_default(), violation.detail);
+    }
+    println!("  {} promises broken", report.violations.len());
+}
+
+/// A run in which too little happened says nothing.
+pub fn counts(report: &Report) {
+    let fired: usize = report.faults.values().map(|(_, fired)| fired).sum();
+    assert!(report.agents >= 30, "only {} agents", report.agents);
+    assert!(fired >= 5, "only {fired} faults");
+    assert!(report.healthy >= 0.3, "only {:.0} % of the time was healthy", report.healthy * 100.0);
+}
+
+/// A run without a violation need not be kept, unless its directory was asked for.
+pub fn forget(dir: &Dir) {
+    if std::env::var_os("SUNDOWN_CHAOS_DIR").is_none() {
+        let _gone = fs::remove_dir_all(dir.path());
+    }
+}
