@@ -242,6 +242,10 @@ impl Docker {
         match bounded("start", START, self.client.start_container(id, None)).await {
             Ok(()) => Ok(Started::Yes),
             Err(Failure::Gone(_)) => Ok(Started::Gone),
+            // Started by a call that the daemon did not live to write down: containerd knows it, and so it is for ever.
+            Err(Failure::Answered(500.., message)) if ["already exists", "already in use"].iter().any(|words| says(&message, words)) => {
+                Err(DockerError::Rejected(format!("the daemon has forgotten that it started it: {message}")))
+            }
             Err(Failure::Answered(404 | 500.., message)) if can_never_start(&message) => Err(DockerError::Rejected(message)),
             Err(failure) => Err(failure.into()),
         }

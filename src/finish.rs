@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::docker::DockerError;
 use crate::error::Error;
 use crate::failpoint;
+use crate::process;
 use crate::replica::{Link, Replica, STOP_LEASE};
 use crate::sql::work::{Claim, Facts};
 
@@ -46,6 +47,13 @@ pub async fn end(replica: &Arc<Replica>, link: &Link, row: &Claim, mut facts: Fa
 
 /// The last two steps, for an agent whose facts are durable.
 pub async fn remove_and_record(replica: &Arc<Replica>, link: &Link, row: &Claim, container: Option<&str>) -> Result<(), Error> {
+    // One that was never seen to run may do so all the same, unknown to a daemon that was killed while it started it.
+    if let Some(container) = container.or(row.container_id.as_deref()).filter(|_| !row.started)
+        && !process::end_all(container).await
+    {
+        let error = DockerError::Unavailable("a process of its container is still there".to_owned());
+        return try_again(replica, row, &error).await;
+    }
     if let Some(container) = container {
         let removed = replica.hold(row, async {
             let lane = if row.attempts > 2 { &link.stubborn } else { &link.removals };

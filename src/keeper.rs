@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::docker::{Docker, DockerError, Event, EventKind, Listed, Status, container_name};
 use crate::error::Error;
 use crate::finish;
+use crate::process;
 use crate::reconcile::{Action, reconcile};
 use crate::replica::{Host, Link, Replica};
 use crate::sql::work::Claim;
@@ -296,6 +297,9 @@ async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: 
             continue;
         }
         tracing::warn!(container = stray.id, agent.id = %agent, known, "removing an orphan");
+        if !process::end_all(&stray.id).await {
+            continue;
+        }
         match link.docker.remove(&stray.id).await {
             Ok(()) => {
                 replica.metrics.orphans.inc();

@@ -42,6 +42,7 @@ pub mod error;
 pub mod failpoint;
 pub mod metrics;
 pub mod migrate;
+pub mod process;
 pub mod replica;
 pub mod upkeep;
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::record::{Beat, Call, Course, Dir, Event, Injected, Kind, Millis, Op, Plan, Probe, Row, Said, Sign};
+use super::record::{Beat, Call, Course, Dir, Event, Injected, Kind, Millis, Op, Plan, Probe, Row, Said, Sign, TakenOver};
 
 /// How far two looks at the same instant may lie apart: a sampling step, a scheduler that was busy.
 const BLUR: Millis = 300;
@@ -174,7 +174,7 @@ pub fn check(dir: &Dir) -> Report {
     for row in &rows {
         judge.agent(row, told.get(&row.id).map_or(&[][..], Vec::as_slice), seen.get(&row.id).unwrap_or(&none), &rows);
     }
-    judge.take_overs(&told, &seen);
+    judge.take_overs(&dir.read::<TakenOver>("taken.jsonl"));
     if course.before != course.after {
         judge.violated("S9", None, format!("foreign containers were touched: {:?}, then {:?}", course.before, course.after));
     }
@@ -342,6 +342,8 @@ impl Judge<'_> {
         if let Some(died) = life.dead
             && row.kind.endless()
             && !hands
+            // Never known to run: a daemon that ends in the middle of a start may take it along.
+            && !matches!(row.reason.as_deref(), Some("start_failed" | "start_timeout"))
             && decided.is_none_or(|decided| died + BLUR < decided)
         {
             self.violated("S8", Some(row.id), format!("died at {died}, decided on at {decided:?}"));
@@ -406,20 +408,14 @@ impl Judge<'_> {
     }
 
     /// L6.
-    fn take_overs(&mut self, told: &HashMap<Uuid, Vec<&Event>>, seen: &HashMap<Uuid, Seen>) {
+    fn take_overs(&mut self, taken: &[TakenOver]) {
         let mut all = Vec::new();
-        for fault in self.faults {
-            let Some(struck) = fault.struck else { continue };
-            for agent in &fault.held {
-                let events = told.get(agent).into_iter().flatten().map(|event| event.at);
-                let births = seen.get(agent).into_iter().flat_map(|life| life.born.iter().map(|(at, _)| *at));
-                let Some(next) = events.chain(births).filter(|at| *at > struck).min() else { continue };
-                let took = self.health.between(struck, next);
-                all.push(took);
-                if took > self.plan.lease + 2000 + BLUR {
-                    let detail = format!("{}: taken over {took} ms of healthy time after its replica fell", fault.fault);
-                    self.report.violations.push(Violation { promise: "L6", agent: Some(*agent), detail });
-                }
+        for one in taken {
+            let took = self.health.between(one.struck, one.taken.unwrap_or(self.course.ended));
+            all.push(took);
+            if took > self.plan.lease + 2000 + BLUR {
+                let detail = format!("taken over {took} ms of healthy time after its replica fell");
+                self.violated("L6", Some(one.agent), detail);
             }
         }
         self.report.take_over = spread(&mut all);

@@ -119,6 +119,22 @@ impl Cluster {
         self.tool("pg_ctl", &["stop", "-s", "-w", "-t", "60", "-m", mode]).await;
     }
 
+    /// kill -9 of the whole server.
+    pub async fn kill(&self) {
+        let all = self.processes();
+        for pid in &all {
+            let _gone = kill(*pid, Signal::SIGKILL);
+        }
+        eventually("the server's processes are gone", Duration::from_secs(30), async || {
+            all.iter().all(|pid| fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |line| line.is_empty())).then_some(())
+        })
+        .await;
+        // Where process 1 is slow to bury its dead, the server would take a zombie for its living predecessor.
+        for lock in [self.data().join("postmaster.pid"), self.dir().join(format!(".s.PGSQL.{PORT}.lock"))] {
+            let _gone = fs::remove_file(lock);
+        }
+    }
+
     pub fn postmaster(&self) -> Option<Pid> {
         let text = fs::read_to_string(self.data().join("postmaster.pid")).ok()?;
         Some(Pid::from_raw(text.lines().next()?.trim().parse().ok()?))

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::fleet::{LEASE, Way};
-use super::record::{Injected, Journal, Millis, now};
+use super::record::{Injected, Journal, Millis, TakenOver, now};
 use super::world::World;
 
 /// Points of a life at which a replica may be killed, or stopped until its lease is over.
@@ -87,7 +87,6 @@ struct Deed {
     what: String,
     touched: Vec<Uuid>,
     struck: Option<Millis>,
-    held: Vec<Uuid>,
     fired: bool,
 }
 
@@ -110,8 +109,8 @@ impl Nemesis {
             let mut deed = Deed::default();
             self.inflict(&fault, point, &mut rng, &mut deed).await;
             let fault = if fault.ends_with(" at") { format!("{fault} {point}") } else { fault };
-            let Deed { what, touched, struck, held, fired } = deed;
-            self.journal.write(&Injected { fault, began, ended: now(), what, touched, struck, held, fired });
+            let Deed { what, touched, struck, fired } = deed;
+            self.journal.write(&Injected { fault, began, ended: now(), what, touched, struck, fired });
             tokio::select! { () = sleep(pause) => {}, () = self.stop.cancelled() => {} }
         }
     }
@@ -163,40 +162,63 @@ impl Nemesis {
         deed.fired = reached.is_some();
         deed.struck = reached.map(|()| now());
         deed.what = format!("replica {n}");
-        if act == "kill" {
-            if deed.fired {
-                deed.held = self.held(n).await;
-            } else {
-                world.fleet.lock().await.end(n, Signal::SIGKILL).await;
+        if !deed.fired {
+            // It must not happen later, unwatched.
+            world.fleet.lock().await.end(n, Signal::SIGKILL).await;
+        } else {
+            self.held(n, now()).await;
+            if act == "stop" {
+                sleep(LEASE + Duration::from_secs(1)).await;
+                world.fleet.lock().await.signal(n, Signal::SIGCONT);
+                sleep(Duration::from_millis(500)).await;
             }
-        } else if deed.fired {
-            deed.held = self.held(n).await;
-            sleep(LEASE + Duration::from_secs(1)).await;
-            world.fleet.lock().await.signal(n, Signal::SIGCONT);
-            sleep(Duration::from_millis(500)).await;
         }
         let mut fleet = world.fleet.lock().await;
-        if fleet.runs(n) {
-            // It goes on as it is: a failpoint that was reached once is done.
-            return;
+        // One that stood still goes on as it is: a failpoint that was reached once is done.
+        if !fleet.runs(n) {
+            fleet.start(n, &[]);
         }
-        fleet.start(n, &[]);
     }
 
-    /// Pending agents in the hands of a replica, by its number in its log.
-    async fn held(&self, n: usize) -> Vec<Uuid> {
+    /// Follows the starts that a replica held, by its number in its log, until others have them.
+    async fn held(&self, n: usize, struck: Millis) {
         let log = fs::read_to_string(self.world.dir.path().join(format!("replica-{n}.log"))).unwrap_or_default();
         let serving = log.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        let Some(number) = serving.filter(|line| line["message"] == "serving").find_map(|line| line["replica"].as_i64()) else {
-            return Vec::new();
-        };
-        let query = "select id from sundown.agent_live where leased_by = $1 and state = 'pending' and due_at > clock_timestamp()";
-        let Some(client) = self.world.cluster.try_client("sundown").await else { return Vec::new() };
+        let Some(number) = serving.filter(|line| line["message"] == "serving").find_map(|line| line["replica"].as_i64()) else { return };
         let number = i32::try_from(number).unwrap();
-        match timeout(Duration::from_secs(1), client.query(query, &[&number])).await {
-            Ok(Ok(rows)) => rows.iter().map(|row| row.get(0)).collect(),
-            _ => Vec::new(),
-        }
+        let query = "select id, epoch from sundown.agent_live where leased_by = $1 and state = 'pending' and due_at > clock_timestamp()";
+        let Some(client) = self.world.cluster.try_client("sundown").await else { return };
+        let Ok(Ok(rows)) = timeout(Duration::from_secs(1), client.query(query, &[&number])).await else { return };
+        let mut held: Vec<(Uuid, i32)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let (cluster, journal) = (Arc::clone(&self.world.cluster), self.world.dir.journal("taken.jsonl"));
+        tokio::spawn(async move {
+            let mut client = Some(client);
+            let end = struck + 30_000;
+            while !held.is_empty() && now() < end {
+                sleep(Duration::from_millis(50)).await;
+                if client.is_none() {
+                    client = cluster.try_client("sundown").await;
+                }
+                let Some(there) = &client else { continue };
+                let ids: Vec<Uuid> = held.iter().map(|(id, _)| *id).collect();
+                let query = "select id, epoch from sundown.agent_live where id = any ($1)";
+                let Ok(Ok(rows)) = timeout(Duration::from_secs(1), there.query(query, &[&ids])).await else {
+                    client = None;
+                    continue;
+                };
+                let rows: Vec<(Uuid, i32)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+                held.retain(|one| {
+                    let taken = !rows.contains(one);
+                    if taken {
+                        journal.write(&TakenOver { agent: one.0, struck, taken: Some(now()) });
+                    }
+                    !taken
+                });
+            }
+            for (agent, _) in held {
+                journal.write(&TakenOver { agent, struck, taken: None });
+            }
+        });
     }
 
     /// kill -9 while it is at work on somebody's end.
@@ -204,9 +226,10 @@ impl Nemesis {
         let busy = self.row("select id from sundown.agent_live where state = 'terminating' limit 1").await;
         deed.fired = busy.is_some();
         deed.what = format!("replica {n}");
-        deed.held = self.held(n).await;
+        let struck = now();
+        deed.struck = Some(struck);
         self.world.fleet.lock().await.end(n, Signal::SIGKILL).await;
-        deed.struck = Some(now());
+        self.held(n, struck).await;
         sleep(Duration::from_millis(500)).await;
         self.world.fleet.lock().await.start(n, &[]);
     }
@@ -305,14 +328,7 @@ impl Nemesis {
                 }
             }
             "postmaster killed" => {
-                let all = cluster.processes();
-                for pid in &all {
-                    let _gone = kill(*pid, Signal::SIGKILL);
-                }
-                crate::harness::eventually("the server's processes are gone", Duration::from_secs(30), async || {
-                    all.iter().all(|pid| fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |line| line.is_empty())).then_some(())
-                })
-                .await;
+                cluster.kill().await;
                 cluster.up().await;
             }
             "postgres stopped" => {

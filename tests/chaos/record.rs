@@ -100,9 +100,15 @@ pub struct Injected {
     pub touched: Vec<Uuid>,
     /// When a replica died, or fell silent until its lease was over; `None`: nothing of the kind.
     pub struck: Option<Millis>,
-    /// Pending agents that it held then.
-    pub held: Vec<Uuid>,
     pub fired: bool,
+}
+
+/// A start that a replica held when it died or fell silent: when its row was in other hands, or over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TakenOver {
+    pub agent: Uuid,
+    pub struck: Millis,
+    pub taken: Option<Millis>,
 }
 
 /// A look at whether the parts answer.
