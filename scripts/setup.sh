@@ -80,6 +80,7 @@ missing_packages() {
     docker_answers || command -v dockerd >/dev/null || echo docker.io
     is_static busybox || echo busybox-static
     command -v cc >/dev/null || echo build-essential
+    command -v ip >/dev/null || echo iproute2
     local want
     for want in curl "$@"; do
         command -v "$want" >/dev/null || echo "$want"

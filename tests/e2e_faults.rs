@@ -1,5 +1,5 @@
 //! Faults of the real things: Postgres, the Docker daemon and PgBouncer that a test starts for itself, breaks, and takes away again.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(clippy::disallowed_methods, reason = "clean-up runs outside of any runtime, and bounds are measured on the wire")]
 
 #[path = "e2e_faults/docker_restart.rs"]

@@ -360,9 +360,11 @@ impl Judge<'_> {
             .is_some_and(|at| self.faults.iter().any(|f| OF_DOCKER.contains(&f.fault.as_str()) && f.began <= at && f.ended >= at - 75_000));
         let honest = match (row.state.as_str(), row.reason.as_deref(), row.kind) {
             ("succeeded", Some("exited"), Kind::Exits(0)) => row.exit_code == Some(0),
-            ("failed", Some("exited"), Kind::Exits(code)) if code != 0 => row.exit_code == Some(code) || hands,
+            ("failed", Some("exited"), Kind::Exits(code)) if code != 0 && row.exit_code == Some(code) => true,
             // Docker tells of it on a best effort: the code is the same.
-            ("failed", Some("oom_killed" | "exited"), Kind::Oom) => row.exit_code == Some(137),
+            ("failed", Some("oom_killed" | "exited"), Kind::Oom) if row.exit_code == Some(137) => true,
+            // A daemon that was away when it ended may not know how: 255, it says.
+            ("failed", Some("exited"), _) if row.exit_code == Some(255) => hands || sick,
             ("failed", Some("exited" | "vanished"), _) => hands,
             ("failed", Some("start_failed" | "start_timeout"), _) => sick,
             ("expired", Some("ttl_expired"), Kind::Exits(_) | Kind::Oom) => hands || sick,

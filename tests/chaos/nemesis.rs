@@ -267,13 +267,18 @@ impl Nemesis {
 
     /// A replica whose clock is wrong by an hour.
     async fn clock(&self, n: usize, offset: &str, long: Duration, deed: &mut Deed) {
-        const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+        let library = fs::read_dir("/usr/lib").unwrap().flatten().map(|entry| entry.path().join("faketime/libfaketime.so.1"));
+        let library = library.filter(|path| path.exists()).map(|path| path.display().to_string()).next();
+        let library = library.expect("faketime is installed: run scripts/test");
         deed.fired = true;
         deed.what = format!("replica {n}, {offset} s");
         {
             let mut fleet = self.world.fleet.lock().await;
             fleet.end(n, Signal::SIGTERM).await;
-            fleet.start(n, &[("LD_PRELOAD", LIBRARY), ("FAKETIME", offset), ("DONT_FAKE_MONOTONIC", "1"), ("FAKETIME_DONT_RESET", "1")]);
+            fleet.start(
+                n,
+                &[("LD_PRELOAD", library.as_str()), ("FAKETIME", offset), ("DONT_FAKE_MONOTONIC", "1"), ("FAKETIME_DONT_RESET", "1")],
+            );
         }
         sleep(long + Duration::from_secs(4)).await;
         let mut fleet = self.world.fleet.lock().await;

@@ -204,6 +204,8 @@ pub struct Plan {
     pub seconds: u64,
     /// Agents submitted in a second.
     pub rate: f64,
+    /// PgBouncer, in transaction mode, stands before Postgres, and there is no way around it.
+    pub pooled: bool,
     /// Of each lane.
     pub faults: Vec<Vec<String>>,
     /// Milliseconds: how long a start is leased.

@@ -34,7 +34,8 @@ pub fn plan(seed: u64, seconds: u64) -> Plan {
         chosen.into_iter().map(str::to_owned).collect()
     };
     let faults = vec![some(&REPLICAS, 4), some(&GROUND, 8)];
-    Plan { seed, seconds, rate: 1.6, faults, lease: i64::try_from(LEASE.as_millis()).unwrap() }
+    let pooled = rng.random_bool(0.3);
+    Plan { seed, seconds, rate: 1.6, pooled, faults, lease: i64::try_from(LEASE.as_millis()).unwrap() }
 }
 
 /// A new directory for a run.
@@ -47,7 +48,7 @@ pub fn directory(root: &Path, seed: u64) -> Dir {
 /// Does what the plan says, and writes everything down.
 pub async fn run(plan: &Plan, dir: &Dir) {
     dir.save("plan.json", plan);
-    let world = World::new(dir, 3).await;
+    let world = World::new(dir, 3, plan.pooled).await;
     let before = world.decoys().await;
     let observer = Observer::start(world.dockerd.lock().await.dir().join("data"), dir);
     let addresses = {

@@ -11,6 +11,7 @@ use super::fleet::{Fleet, LEASE};
 use super::observe::first_process;
 use super::record::{Decoy, Dir};
 use crate::harness::dockerd::{Dockerd, IMAGE};
+use crate::harness::pooler::Pooler;
 
 /// How many agents a host may carry.
 const CAPACITY: &str = "40";
@@ -18,6 +19,7 @@ const CAPACITY: &str = "40";
 pub struct World {
     // In the order in which they go.
     pub fleet: Mutex<Fleet>,
+    _pooler: Option<Pooler>,
     pub cluster: Arc<Cluster>,
     pub dockerd: Mutex<Dockerd>,
     pub docker: bollard::Docker,
@@ -27,13 +29,16 @@ pub struct World {
 }
 
 impl World {
-    pub async fn new(dir: &Dir, replicas: u8) -> Arc<Self> {
+    pub async fn new(dir: &Dir, replicas: u8, pooled: bool) -> Arc<Self> {
         let dockerd = Dockerd::start_on(true).await;
         let (bridge, address) = dockerd.network();
         let cluster = Arc::new(Cluster::start(address).await);
+        let config = cluster.config("sundown");
+        let pooler = if pooled { Some(Pooler::start(&config, 30, address.parse().unwrap()).await) } else { None };
+        let (url, database_port) = pooler.as_ref().map_or((cluster.url(), cluster::PORT), |pooler| (pooler.url(&config), pooler.port));
         let lease = format!("{}ms", LEASE.as_millis());
         let variables = [
-            ("SUNDOWN_DATABASE_URL", cluster.url()),
+            ("SUNDOWN_DATABASE_URL", url),
             ("SUNDOWN_DOCKER", dockerd.tcp()),
             ("SUNDOWN_LEASE", lease),
             ("SUNDOWN_CAPACITY", CAPACITY.to_owned()),
@@ -51,7 +56,8 @@ impl World {
             cluster,
             docker,
             docker_endpoint: endpoint,
-            database_port: cluster::PORT,
+            database_port,
+            _pooler: pooler,
             dockerd: Mutex::new(dockerd),
             dir: dir.clone(),
         };

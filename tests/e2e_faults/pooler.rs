@@ -1,82 +1,12 @@
 //! PgBouncer in transaction mode between a replica and its database.
 
-use std::fs::{self, File};
-use std::net::TcpListener;
-use std::os::unix::fs::chown;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-
-use tokio_postgres::config::Host;
-use tokio_postgres::{Config, NoTls};
+use std::net::Ipv4Addr;
 
 use crate::fake_docker::FakeDocker;
 use crate::harness::lives::{each_expired_once, end, nothing_is_held, outcome, submit, submit_many};
-use crate::harness::postgres::Scratch;
+use crate::harness::pooler::Pooler;
 use crate::harness::replica::Replica;
-use crate::harness::{Db, eventually, until};
-
-/// A pooler before the server of all tests. Ended when dropped.
-struct Pooler {
-    child: Child,
-    port: u16,
-    _scratch: Scratch,
-}
-
-impl Pooler {
-    /// In transaction mode, with so many connections to each database.
-    async fn start(server: &Config, size: usize) -> Self {
-        let scratch = Scratch::new();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let Host::Tcp(host) = &server.get_hosts()[0] else { panic!("SUNDOWN_TEST_DATABASE_URL names no host") };
-        let password = server.get_password().map(|password| String::from_utf8_lossy(password).into_owned()).unwrap_or_default();
-        let settings = format!(
-            "[databases]\n* = host={host} port={}\n\
-             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {}\n\
-             pool_mode = transaction\ndefault_pool_size = {size}\nmax_client_conn = 200\nlog_connections = 0\nlog_disconnections = 0\n",
-            server.get_ports()[0],
-            scratch.path().join("users").display()
-        );
-        fs::write(scratch.path().join("users"), format!("\"{}\" \"{password}\"\n", server.get_user().unwrap())).unwrap();
-        let file = scratch.path().join("ini");
-        fs::write(&file, settings).unwrap();
-        let mut command = Command::new("pgbouncer");
-        command.arg("-q").arg(&file).env_clear().env("PATH", "/usr/sbin:/usr/bin:/bin").current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(scratch.path().join("log")).unwrap());
-        if nix::unistd::geteuid().is_root() {
-            // It refuses to be root.
-            let user = nix::unistd::User::from_name("postgres").unwrap().expect("a user `postgres`: run scripts/test");
-            for file in [&file, &scratch.path().join("users")] {
-                chown(file, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
-            }
-            command.gid(user.gid.as_raw()).uid(user.uid.as_raw());
-        }
-        let child = command.spawn().expect("pgbouncer is installed: run scripts/test");
-        let pooler = Self { child, port, _scratch: scratch };
-        let mut config = server.clone();
-        config.dbname("postgres");
-        let config: Config = pooler.url(&config).parse().unwrap();
-        eventually("PgBouncer answers", Duration::from_secs(20), async || {
-            let (client, connection) = config.connect(NoTls).await.ok()?;
-            tokio::spawn(connection);
-            client.simple_query("select 1").await.ok()
-        })
-        .await;
-        pooler
-    }
-
-    /// The address of a database through it.
-    fn url(&self, config: &Config) -> String {
-        format!("postgres://{}@127.0.0.1:{}/{}", config.get_user().unwrap(), self.port, config.get_dbname().unwrap())
-    }
-}
-
-impl Drop for Pooler {
-    fn drop(&mut self) {
-        let _ended_already = self.child.kill();
-        let _status = self.child.wait();
-    }
-}
+use crate::harness::{Db, until};
 
 fn count(log: &str, words: &str) -> usize {
     log.lines().filter(|line| line.contains(words)).count()
@@ -87,7 +17,7 @@ const DEAF: &str = "notifications do not arrive";
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_a_transaction_pooler_it_says_so_once_and_polls_and_agents_live_their_lives() {
     let (db, fake) = (Db::new().await, FakeDocker::start().await);
-    let pooler = Pooler::start(&db.config(), 3).await;
+    let pooler = Pooler::start(&db.config(), 3, Ipv4Addr::LOCALHOST.into()).await;
     let (url, endpoint) = (pooler.url(&db.config()), fake.endpoint());
     let variables = [("SUNDOWN_DOCKER", endpoint.as_str()), ("SUNDOWN_POLL", "300ms"), ("SUNDOWN_LEASE", "2s")];
     let (one, two) = tokio::join!(Replica::start(&url, &variables), Replica::start(&url, &variables));
@@ -121,7 +51,7 @@ async fn behind_a_transaction_pooler_it_says_so_once_and_polls_and_agents_live_t
 #[tokio::test(flavor = "multi_thread")]
 async fn with_a_direct_address_beside_the_pooler_notifications_arrive_and_migrations_go_that_way() {
     let (db, fake) = (Db::empty().await, FakeDocker::start().await);
-    let pooler = Pooler::start(&db.config(), 3).await;
+    let pooler = Pooler::start(&db.config(), 3, Ipv4Addr::LOCALHOST.into()).await;
     let (url, direct, endpoint) = (pooler.url(&db.config()), db.url(), fake.endpoint());
     // What it hears is all that wakes it.
     let variables = [("SUNDOWN_DOCKER", endpoint.as_str()), ("SUNDOWN_DIRECT_URL", direct.as_str()), ("SUNDOWN_POLL", "1h")];
@@ -143,7 +73,7 @@ async fn with_a_direct_address_beside_the_pooler_notifications_arrive_and_migrat
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_that_start_together_behind_a_pooler_on_an_empty_database_all_come_up() {
     let (db, fake) = (Db::empty().await, FakeDocker::start().await);
-    let pooler = Pooler::start(&db.config(), 4).await;
+    let pooler = Pooler::start(&db.config(), 4, Ipv4Addr::LOCALHOST.into()).await;
     let (url, endpoint) = (pooler.url(&db.config()), fake.endpoint());
     let variables = [("SUNDOWN_DOCKER", endpoint.as_str()), ("SUNDOWN_POLL", "300ms")];
     let replicas = tokio::join!(Replica::start(&url, &variables), Replica::start(&url, &variables), Replica::start(&url, &variables));

@@ -9,6 +9,7 @@
 pub mod docker;
 pub mod dockerd;
 pub mod lives;
+pub mod pooler;
 pub mod postgres;
 pub mod replica;
 
