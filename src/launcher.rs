@@ -320,7 +320,8 @@ fn container_spec(agent: Uuid, spec: &Spec) -> ContainerSpec {
         command: spec.command.clone(),
         env: pairs(spec.env.as_ref()).into_iter().collect(),
         labels: pairs(Some(&spec.labels)),
-        longest_life: spec.max_ttl + spec.grace,
+        // No deadline is later than this after placement, and no process of it is older than that: SIGKILL never comes later.
+        longest_life: spec.start_timeout + spec.max_ttl + spec.grace,
         cpus: spec.cpus,
         memory_bytes: spec.memory,
         pids: i64::from(spec.pids),

@@ -229,6 +229,19 @@ async fn max_ttl_bounds_the_whole_life_from_running() {
 }
 
 #[tokio::test]
+async fn a_start_that_is_recorded_late_makes_no_life_longer_than_its_label() {
+    let w = World::new().await;
+    let id = w.submit("ttl => '5s', max_ttl => '20s', start_timeout => '10s'", w.at(0.0)).await;
+    let (_, epoch) = harness::place(&w.sql, w.host, Some(w.at(0.0))).await;
+    assert!(w.sql.record_container(id, epoch, "container").await.unwrap());
+    // Its replica died, and the one that took over comes late: the container has run since whenever.
+    w.sql.running(id, epoch, Some(w.at(14.0))).await.unwrap().unwrap();
+    assert_eq!(w.live(id).await.expires_at, Some(w.at(15.0)), "the provisional deadline stands");
+    assert_eq!(w.extend(id, seconds(16) + TICK, w.at(14.0)).await, Err("above_ceiling".to_owned()));
+    assert_eq!(w.extend(id, seconds(16), w.at(14.0)).await, Ok(Some(w.at(30.0))), "start_timeout and max_ttl after its placement");
+}
+
+#[tokio::test]
 async fn extending_one_that_does_not_run_yet_sets_the_ttl_that_it_will_have() {
     let w = World::new().await;
     let id = w.submit("ttl => '5s', max_ttl => '50s', start_timeout => '60s'", w.at(0.0)).await;

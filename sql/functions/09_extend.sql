@@ -33,7 +33,9 @@ begin
             hint = 'Submit a new agent.';
     end if;
     deadline := case live.state when 'running' then instant + span else live.placed_at + live.start_timeout + span end;
-    if span > live.max_ttl or deadline > live.started_at + live.max_ttl then
+    -- Bounded from its placement too, as the provisional deadline is: the label of its container says that none lives longer, and a
+    -- start that was recorded late must not make that untrue.
+    if span > live.max_ttl or deadline > least(live.started_at, live.placed_at + live.start_timeout) + live.max_ttl then
         raise exception using errcode = 'SD409', constraint = 'above_ceiling',
             message = format('that is beyond the longest life of %s s', extract(epoch from live.max_ttl)::numeric),
             hint = 'Extend by less. The ceiling is max_ttl, given at submit.';

@@ -43,7 +43,7 @@ pub struct ContainerSpec {
     pub env: Vec<(String, String)>,
     /// The user's labels, without prefix.
     pub labels: BTreeMap<String, String>,
-    /// Longest possible life of the container, in whole seconds: what a dead man's switch may rely on.
+    /// Longest possible life of the container's process: what the dead man goes by. Rounded up to whole seconds.
     pub longest_life: Duration,
     /// CPUs; at least 0.01.
     pub cpus: f64,
@@ -70,7 +70,7 @@ pub(super) fn creation(spec: &ContainerSpec, installation: Uuid) -> Result<Conta
     let our_labels = [
         (LABEL_INSTALLATION.to_owned(), installation.to_string()),
         (LABEL_AGENT.to_owned(), agent.clone()),
-        (LABEL_LONGEST_LIFE.to_owned(), spec.longest_life.as_secs().to_string()),
+        (LABEL_LONGEST_LIFE.to_owned(), whole_seconds(spec.longest_life).to_string()),
     ];
     Ok(ContainerCreateBody {
         image: Some(spec.image.clone()),
@@ -84,6 +84,11 @@ pub(super) fn creation(spec: &ContainerSpec, installation: Uuid) -> Result<Conta
         host_config: Some(profile(spec)),
         ..Default::default()
     })
+}
+
+/// Rounded up, for nobody may be ended before his time.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
 }
 
 /// What the daemon would not refuse, or not well.

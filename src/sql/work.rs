@@ -64,6 +64,8 @@ pub struct Spec {
     pub network: String,
     /// The longest life that extensions can give it.
     pub max_ttl: Duration,
+    /// From placement to running.
+    pub start_timeout: Duration,
     /// Between the stop signal and SIGKILL.
     pub grace: Duration,
 }
@@ -387,6 +389,7 @@ fn spec(row: &Row) -> Result<Spec, Error> {
         pids: row.try_get("pids")?,
         network: row.try_get("network")?,
         max_ttl: Duration::from_secs_f64(row.try_get::<_, f64>("max_ttl")?.max(0.0)),
+        start_timeout: Duration::from_secs_f64(row.try_get::<_, f64>("start_timeout")?.max(0.0)),
         grace: Duration::from_secs_f64(row.try_get::<_, f64>("grace")?.max(0.0)),
     })
 }
