@@ -33,15 +33,16 @@ impl Cli {
     /// What is wrong, in one line.
     pub fn check(&self) -> Result<(), String> {
         let (database, docker) = match &self.command {
-            Command::Serve(c) => (&c.database, Some(&c.docker)),
-            Command::Sweep(c) => (&c.database, Some(&c.docker)),
-            Command::Doctor(c) => (&c.database, Some(&c.docker)),
-            Command::Migrate(c) => (&c.database, None),
-            Command::Adopt(c) => (&c.database, None),
-            Command::Host(c) => (&c.database, None),
+            Command::Serve(c) => (Some(&c.database), Some(&c.docker.endpoints)),
+            Command::Sweep(c) => (Some(&c.database), Some(&c.docker.endpoints)),
+            Command::Doctor(c) => (Some(&c.database), Some(&c.docker.endpoints)),
+            Command::Deadman(c) => (None, Some(&c.endpoints)),
+            Command::Migrate(c) => (Some(&c.database), None),
+            Command::Adopt(c) => (Some(&c.database), None),
+            Command::Host(c) => (Some(&c.database), None),
         };
-        database.addresses()?;
-        let endpoints = docker.map(Docker::endpoints).unwrap_or_default();
+        database.map(Database::addresses).transpose()?;
+        let endpoints = docker.map(Endpoints::all).unwrap_or_default();
         endpoints.iter().try_for_each(|named| endpoint(named).map(drop)).map_err(|error| format!("DOCKER_HOST: {error}"))
     }
 
@@ -80,6 +81,9 @@ pub enum Command {
     Migrate(Migrate),
     /// Do one whole pass without a server: start what may start, end what is due, remove orphans; print counts as JSON, and exit.
     Sweep(Sweep),
+    /// End agents that are past the longest life that any deadline allows them, with no database: for a host on which nothing else may be
+    /// alive.
+    Deadman(Deadman),
     /// Bind this database to its installation after it was restored or copied.
     Adopt(Adopt),
     /// List Docker hosts, keep new agents off one, or give one up for lost.
@@ -105,12 +109,20 @@ pub struct Database {
     pub data: Option<PathBuf>,
 }
 
-/// Which Docker hosts are served, and how.
+/// Which Docker hosts there are.
 #[derive(Args, Debug, Clone)]
-pub struct Docker {
+pub struct Endpoints {
     /// Docker endpoints, separated by commas. Default: DOCKER_HOST, then the local socket.
     #[arg(long, env = "SUNDOWN_DOCKER", value_name = "ENDPOINTS", value_delimiter = ',', value_parser = endpoint)]
     pub docker: Vec<String>,
+}
+
+/// Which Docker hosts are served, and how.
+#[derive(Args, Debug, Clone)]
+pub struct Docker {
+    /// The hosts.
+    #[command(flatten)]
+    pub endpoints: Endpoints,
     /// Live agents that each host may carry; when all are full, agents wait. Too many, and the host's memory is what ends them.
     #[arg(long, env = "SUNDOWN_CAPACITY", value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(i32).range(0..=100_000))]
     pub capacity: i32,
@@ -161,6 +173,10 @@ pub struct Serve {
     /// How long work in hand may take to finish after SIGTERM; then its leases are returned.
     #[arg(long, env = "SUNDOWN_DRAIN", value_name = "DURATION", default_value = "20s", value_parser = span::<0, 3600>)]
     pub drain: Span,
+    /// How long the database may be away before agents that are past their longest life are ended without it. Shorter leaves fewer of
+    /// them to be ended in order when it is back.
+    #[arg(long, env = "SUNDOWN_DEADMAN_GRACE", value_name = "DURATION", default_value = "30s", value_parser = span::<1, 86_400>)]
+    pub deadman_grace: Span,
     /// Refuse to start on a database that is not migrated, instead of migrating it.
     #[arg(long, env = "SUNDOWN_NO_MIGRATE", value_parser = clap::builder::FalseyValueParser::new())]
     pub no_migrate: bool,
@@ -189,6 +205,23 @@ pub struct Sweep {
     /// Go on until nothing is left to do: no agent waits, lives or has to be stopped.
     #[arg(long)]
     pub wait: bool,
+}
+
+/// `sundown deadman`.
+#[derive(Args, Debug, Clone)]
+pub struct Deadman {
+    /// The hosts.
+    #[command(flatten)]
+    pub endpoints: Endpoints,
+    /// How long an agent that is past its longest life is left to those who have a database.
+    #[arg(long, env = "SUNDOWN_DEADMAN_GRACE", value_name = "DURATION", default_value = "30s", value_parser = span::<1, 86_400>)]
+    pub grace: Span,
+    /// Look after the agents of this installation only. Default: of every installation on these hosts.
+    #[arg(long, env = "SUNDOWN_INSTALLATION", value_name = "UUID")]
+    pub installation: Option<uuid::Uuid>,
+    /// Look once, print counts as JSON, and exit: for cron.
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// `sundown adopt`.
@@ -380,10 +413,10 @@ impl fmt::Debug for Database {
     }
 }
 
-impl Docker {
-    /// The endpoints to serve.
+impl Endpoints {
+    /// Each of them.
     #[must_use]
-    pub fn endpoints(&self) -> Vec<String> {
+    pub fn all(&self) -> Vec<String> {
         let mut endpoints: Vec<String> = self.docker.iter().filter(|endpoint| !endpoint.is_empty()).cloned().collect();
         if endpoints.is_empty() {
             let default = std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());

@@ -20,7 +20,7 @@ use bollard::errors::Error as BollardError;
 use bollard::models::{SystemInfoCgroupVersionEnum, VolumeCreateRequest};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, EventsOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder,
-    RemoveContainerOptionsBuilder, WaitContainerOptionsBuilder,
+    RemoveContainerOptionsBuilder, RenameContainerOptionsBuilder, WaitContainerOptionsBuilder,
 };
 use futures_util::future::{Either, select};
 use futures_util::{Stream, StreamExt, stream};
@@ -28,7 +28,7 @@ use hyper::body::Bytes;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-pub use container::{Container, Event, EventKind, LABEL_LONGEST_LIFE, Listed, Status, container_name};
+pub use container::{Container, Event, EventKind, Listed, Status, container_name, overdue_name};
 use container::{LABEL_INSTALLATION, uuid_label};
 pub use failure::DockerError;
 use failure::{Failure, bounded, says};
@@ -345,9 +345,25 @@ impl Docker {
         }
     }
 
+    /// Gives a container the name that says that the dead man ends it.
+    pub async fn rename_overdue(&self, container_id: &str, agent: Uuid) -> Result<(), DockerError> {
+        let options = RenameContainerOptionsBuilder::new().name(&overdue_name(agent)).build();
+        bounded("rename", LOOK, self.client.rename_container(reference(container_id)?, options)).await?;
+        Ok(())
+    }
+
     /// Every container that carries our installation's label, in whatever status, in one call.
     pub async fn list(&self) -> Result<Vec<Listed>, DockerError> {
-        let filters = HashMap::from([("label", vec![self.our_label()])]);
+        self.labelled(self.our_label()).await
+    }
+
+    /// As [`Docker::list`], of whatever installation.
+    pub async fn list_every_installation(&self) -> Result<Vec<Listed>, DockerError> {
+        self.labelled(LABEL_INSTALLATION.to_owned()).await
+    }
+
+    async fn labelled(&self, label: String) -> Result<Vec<Listed>, DockerError> {
+        let filters = HashMap::from([("label", vec![label])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let answer = bounded("list", LIST, self.client.list_containers(Some(options))).await?;
         answer.into_iter().map(Listed::from_summary).collect()

@@ -38,7 +38,7 @@ pub async fn run(config: Doctor) -> Result<bool, Fatal> {
             }
         }
     }
-    for endpoint in config.docker.endpoints() {
+    for endpoint in config.docker.endpoints.all() {
         let described = match Docker::connect(&endpoint, Uuid::nil()).await {
             Ok(docker) => docker.describe().await,
             Err(error) => Err(error),

@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::docker::{Docker, DockerError, Event, EventKind, Listed, Status, container_name};
+use crate::docker::{Docker, DockerError, Event, EventKind, Listed};
 use crate::error::Error;
 use crate::finish;
 use crate::process;
@@ -232,7 +232,7 @@ pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphan
         if *leased || row.state == "pending" {
             continue;
         }
-        let alive = listed.iter().any(|l| l.id == *container && matches!(l.status, Status::Running | Status::Paused | Status::Restarting));
+        let alive = listed.iter().any(|l| l.id == *container && l.status.is_alive());
         if !alive {
             kept.ended += 1;
             judge_later(replica, link, row.clone());
@@ -285,8 +285,9 @@ async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: 
             continue;
         }
         let since = *orphans.since.entry(stray.id.clone()).or_insert(now);
-        let ours = stray.names.contains(&container_name(agent));
-        let allowed = if *known && ours { ORPHAN_GRACE } else { longest_life(stray) };
+        let ours = stray.of_agent().is_some();
+        // Counted here from when we first saw it: never too early. Without a label, for ever.
+        let allowed = if *known && ours { ORPHAN_GRACE } else { stray.longest_life().unwrap_or(Duration::MAX) };
         if now.duration_since(since) < allowed {
             if !(*known && ours) {
                 kept.reported += 1;
@@ -309,9 +310,4 @@ async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: 
         }
     }
     Ok(())
-}
-
-/// What the label allows, counted here from when we first saw it: never too early. Without a label, for ever.
-fn longest_life(stray: &Listed) -> Duration {
-    stray.labels.get(crate::docker::LABEL_LONGEST_LIFE).and_then(|seconds| seconds.parse().ok()).map_or(Duration::MAX, Duration::from_secs)
 }

@@ -2,7 +2,7 @@
 //!
 //! Rooms, in the order of the flow: [`http`] writes a wish through [`sql`]; [`listen`] wakes the [`launcher`] and the [`sweeper`],
 //! which claim what is due and tell [`docker`]; the [`keeper`] sees what became of it; the outcome goes back through [`sql`], by the
-//! three steps of [`finish`]. [`reconcile`] decides, the others act.
+//! three steps of [`finish`]. [`reconcile`] decides, the others act. With Postgres away, the [`deadman`] ends what no deadline allows.
 //!
 //! ```text
 //!  curl ──► http ──► sql ──► Postgres ◄── psql, the user's own transaction
@@ -12,7 +12,7 @@
 //!           keeper   ─ facts ─►│  docker ◄── list, events
 //! ```
 //!
-//! Invariants: Postgres is the only state and the only clock that decides; facts reach http only through a row; http never calls
+//! Invariants: Postgres is the only state and the only clock that decides (but for the dead man); facts reach http only through a row; http never calls
 //! Docker but to stream a log; no transaction is open across a Docker call; nothing runs between http and the loops but a wake-up.
 
 pub mod config;
@@ -33,6 +33,7 @@ pub mod keeper;
 pub mod finish;
 pub mod reconcile;
 
+pub mod deadman;
 pub mod doctor;
 pub mod sweep;
 

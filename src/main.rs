@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use sundown::config::{Adopt, Cli, Command, Database, HostAction, HostCommand, Migrate, Serve};
-use sundown::{Fatal, doctor, migrate, sweep};
+use sundown::config::{Adopt, Cli, Command, Database, Deadman, HostAction, HostCommand, Migrate, Serve};
+use sundown::{Fatal, deadman, doctor, migrate, sweep};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -76,6 +76,7 @@ async fn dispatch(command: Command) -> Result<ExitCode, Fatal> {
             println!("{}", serde_json::to_string(&counts).map_err(|error| Fatal::Internal(error.to_string()))?);
             Ok(ExitCode::SUCCESS)
         }
+        Command::Deadman(config) => deadman(config).await.map(|()| ExitCode::SUCCESS),
         Command::Adopt(config) => adopt(config).await.map(|()| ExitCode::SUCCESS),
         Command::Host(config) => host(config).await.map(|()| ExitCode::SUCCESS),
         Command::Doctor(config) => Ok(if doctor::run(config).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
@@ -87,6 +88,11 @@ async fn serve(config: Serve) -> Result<(), Fatal> {
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
         Fatal::Unavailable(format!("cannot listen on {}: {error}; choose another address with SUNDOWN_LISTEN", config.listen))
     })?;
+    sundown::run(config, listener, asked_to_end()?).await
+}
+
+/// Cancelled by SIGTERM or SIGINT.
+fn asked_to_end() -> Result<CancellationToken, Fatal> {
     let shutdown = CancellationToken::new();
     let asked = shutdown.clone();
     let mut term = signal(SignalKind::terminate()).map_err(|error| Fatal::Internal(error.to_string()))?;
@@ -98,7 +104,17 @@ async fn serve(config: Serve) -> Result<(), Fatal> {
         }
         asked.cancel();
     });
-    sundown::run(config, listener, shutdown).await
+    Ok(shutdown)
+}
+
+async fn deadman(config: Deadman) -> Result<(), Fatal> {
+    if config.once {
+        let counts = deadman::once(&config).await?;
+        println!("{}", serde_json::to_string(&counts).map_err(|error| Fatal::Internal(error.to_string()))?);
+        return Ok(());
+    }
+    tracing::info!(?config, "starting");
+    deadman::run(&config, asked_to_end()?).await
 }
 
 async fn migrate(config: Migrate) -> Result<(), Fatal> {

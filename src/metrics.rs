@@ -19,6 +19,8 @@ pub struct Metrics {
     pub leases_lost: Counter,
     /// Orphaned containers that it removed.
     pub orphans: Counter,
+    /// Agents past their longest life that it ended while the database was away.
+    pub overdue: Counter,
     /// Calls to Docker that failed.
     pub docker_errors: Counter,
     /// Passes of a loop that the database cut short.
@@ -36,6 +38,11 @@ impl Metrics {
         registry.register("sundown_ended", "Outcomes that this replica wrote", self.ended.clone());
         registry.register("sundown_leases_lost", "Writes that found their lease lost", self.leases_lost.clone());
         registry.register("sundown_orphans", "Orphaned containers that this replica removed", self.orphans.clone());
+        registry.register(
+            "sundown_deadman",
+            "Agents past their longest life that this replica ended with the database away",
+            self.overdue.clone(),
+        );
         registry.register("sundown_docker_errors", "Calls to Docker that failed", self.docker_errors.clone());
         registry.register("sundown_database_errors", "Passes of a loop that the database cut short", self.database_errors.clone());
         registry.register("sundown_listening", "1 while notifications reach this replica", self.listening.clone());

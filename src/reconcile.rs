@@ -3,9 +3,16 @@
 //!
 //! Guarantees: nothing that ever ran is started again; nothing is ended without a reason in the row or a death in the container;
 //! what is not ours is never acted on.
+//!
+//! An end is ours if the intent was written down before the act: in the row, or, with the database away, in the container's name. The
+//! exit code alone cannot tell: 137 is also what a restarted daemon, a host without memory, or a shell whose child was killed leave
+//! behind, and an agent that died so before its deadline has failed, however late somebody looks. Docker's timestamps decide nothing.
 
 use crate::docker::{Container, Status};
 use crate::sql::work::{Claim, Facts};
+
+/// What the record says of one whom the dead man found.
+const OVERDUE: &str = "the dead man found it past its longest life";
 
 /// What Docker shows under an agent's name or recorded container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +106,8 @@ fn starting(row: &Claim, seen: &Seen) -> Action {
 fn running(seen: &Seen) -> Action {
     match seen {
         Seen::Gone | Seen::Foreign => Action::End(failed("vanished", None), None),
+        // Ended by the dead man, so its deadline has passed: the claim that says so comes first, as before every other stop.
+        Seen::Ours(container) if ended(container.status) && container.overdue => Action::Rest,
         Seen::Ours(container) if ended(container.status) => Action::End(by_itself(container), Some(container.id.clone())),
         Seen::Ours(_) => Action::Rest,
     }
@@ -108,8 +117,10 @@ fn stopping(row: &Claim, seen: &Seen) -> Action {
     match seen {
         Seen::Gone | Seen::Foreign => Action::End(expired(None), None),
         Seen::Ours(container) if !container.ever_started => Action::End(expired(None), Some(container.id.clone())),
-        // Before any signal of ours was decided on, whatever ended it was not us.
-        Seen::Ours(container) if ended(container.status) && !row.signalled => Action::End(by_itself(container), Some(container.id.clone())),
+        // Before any signal of ours was decided on, in its row or by the dead man in its name, whatever ended it was not us.
+        Seen::Ours(container) if ended(container.status) && !row.signalled && !container.overdue => {
+            Action::End(by_itself(container), Some(container.id.clone()))
+        }
         Seen::Ours(container) if ended(container.status) => Action::End(expired(Some(container)), Some(container.id.clone())),
         Seen::Ours(container) if row.killed => Action::Kill(container.id.clone()),
         Seen::Ours(container) => Action::Signal(container.id.clone()),
@@ -135,7 +146,7 @@ fn expired(container: Option<&Container>) -> Facts {
         reason: None,
         exit_code: container.and_then(code),
         oom_killed: container.map(|container| container.oom_killed),
-        error: None,
+        error: container.filter(|container| container.overdue).map(|_| OVERDUE.to_owned()),
         tail: None,
     }
 }

@@ -5,10 +5,11 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -53,9 +54,9 @@ pub struct Replica {
     pub broken: CancellationToken,
     /// Notifications reach us.
     pub listening: AtomicBool,
-    /// The database answered the last tick.
-    pub database: AtomicBool,
     id: AtomicI32,
+    /// Since when the sweeper fails at the database.
+    away_since: Mutex<Option<Instant>>,
     lanes: TaskTracker,
 }
 
@@ -74,8 +75,8 @@ impl Replica {
             stop: CancellationToken::new(),
             broken: CancellationToken::new(),
             listening: AtomicBool::new(false),
-            database: AtomicBool::new(true),
             id: AtomicI32::new(id),
+            away_since: Mutex::default(),
             lanes: TaskTracker::new(),
         }
     }
@@ -88,6 +89,22 @@ impl Replica {
     /// We were forgotten while the database was away, and have a new number.
     pub fn renumber(&self, id: i32) {
         self.id.store(id, Ordering::Release);
+    }
+
+    /// The sweeper did, or could not do, what it came for. Whatever it was that failed, nobody ends agents meanwhile: a database that is
+    /// read-only, or not ours, is as good as none.
+    pub fn database_answered(&self, answered: bool) {
+        let mut since = self.away_since.lock().unwrap_or_else(PoisonError::into_inner);
+        if answered {
+            *since = None;
+        } else {
+            since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// How long the database has been away; `None`: it is not, as far as anybody has tried.
+    pub fn database_away(&self) -> Option<Duration> {
+        self.away_since.lock().unwrap_or_else(PoisonError::into_inner).map(|since| since.elapsed())
     }
 
     /// The hosts whose daemons answer.

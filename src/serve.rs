@@ -19,7 +19,7 @@ use crate::embedded::{Embedded, EmbeddedError};
 use crate::error::Error;
 use crate::replica::{Host, Replica};
 use crate::sql::Sql;
-use crate::{http, keeper, launcher, listen, migrate, notifier, sweeper, upkeep};
+use crate::{deadman, http, keeper, launcher, listen, migrate, notifier, sweeper, upkeep};
 
 /// Connections for the work in hand: a few finishes at once; others queue for them in microseconds.
 const LOOP_CONNECTIONS: usize = 6;
@@ -111,6 +111,9 @@ async fn serve(config: &Serve, pooled: &Config, direct: &Config, listener: TcpLi
     let mut loops: JoinSet<&'static str> = JoinSet::new();
     for host in &replica.hosts {
         loops.spawn(named("keeper", keeper::run(Arc::clone(&replica), Arc::clone(host))));
+    }
+    for endpoint in config.docker.endpoints.all() {
+        loops.spawn(named("dead man", deadman::watch(Arc::clone(&replica), endpoint, config.deadman_grace.0)));
     }
     loops.spawn(named("launcher", launcher::run(Arc::clone(&replica))));
     loops.spawn(named("sweeper", sweeper::run(Arc::clone(&replica))));
@@ -265,5 +268,5 @@ pub(crate) async fn settings(sql: &Sql, settings: Settings) -> Result<(), Fatal>
 pub(crate) fn hosts(docker: &Docker) -> Vec<Arc<Host>> {
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let starts = if docker.starts == 0 { cores } else { usize::from(docker.starts) };
-    docker.endpoints().into_iter().map(|endpoint| Arc::new(Host::new(endpoint, docker.capacity, starts))).collect()
+    docker.endpoints.all().into_iter().map(|endpoint| Arc::new(Host::new(endpoint, docker.capacity, starts))).collect()
 }

@@ -55,6 +55,7 @@ pub async fn run(replica: Arc<Replica>) {
         let wait = match sweeper.pass().await {
             Ok(()) => {
                 sweeper.away = false;
+                sweeper.replica.database_answered(true);
                 sweeper.wait()
             }
             Err(error) => {
@@ -62,7 +63,7 @@ pub async fn run(replica: Arc<Replica>) {
                     tracing::warn!(%error, "sweeping failed; trying again");
                 }
                 sweeper.away = true;
-                sweeper.replica.database.store(false, Ordering::Release);
+                sweeper.replica.database_answered(false);
                 sweeper.replica.metrics.database_errors.inc();
                 sweeper.replica.wakes.look_at_everything();
                 sweeper.next_tick = Instant::now();
@@ -145,7 +146,6 @@ impl Sweeper {
             // What a held snapshot makes slow is asked for seldom.
             self.full_at = started + (started.elapsed() * 20).max(Duration::from_secs(5));
         }
-        replica.database.store(true, Ordering::Release);
         self.next_tick = started + pace;
         let now = Instant::now();
         for tick in &ticks {

@@ -19,7 +19,7 @@ use bollard::query_parameters::{
 use fake_docker::{Call, FakeDocker, Fault};
 use futures_util::StreamExt;
 use sundown::docker::{
-    ContainerSpec, Created, Docker, DockerError, EventKind, Network, Signal, Signalled, Started, Status, container_name,
+    ContainerSpec, Created, Docker, DockerError, EventKind, Network, Signal, Signalled, Started, Status, container_name, overdue_name,
 };
 use uuid::Uuid;
 
@@ -162,6 +162,7 @@ on_both! {
     the_host_keeps_one_identity_per_installation
     a_foreign_container_with_our_name_is_not_ours
     a_container_with_another_agents_label_is_not_ours
+    a_container_that_the_dead_man_renamed_stays_ours_and_says_so
     the_user_cannot_override_our_labels_or_environment
     malformed_references_never_reach_the_daemon
     the_daemon_describes_itself
@@ -399,6 +400,27 @@ async fn a_container_with_another_agents_label_is_not_ours(bench: Bench) {
     let id = bench.foreign(&container_name(agent), body).await;
     let container = bench.docker.inspect(&id).await.unwrap().unwrap();
     assert_eq!((container.ours, container.agent), (false, Some(other)));
+}
+
+async fn a_container_that_the_dead_man_renamed_stays_ours_and_says_so(bench: Bench) {
+    let spec = bench.spec(&["sleep", "inf"]);
+    let id = bench.create(&spec).await;
+    bench.docker.start(&id).await.unwrap();
+    let before = bench.docker.inspect(&id).await.unwrap().unwrap();
+    assert_eq!((before.ours, before.overdue), (true, false));
+    bench.docker.rename_overdue(&id, spec.agent).await.unwrap();
+    assert_eq!(bench.docker.signal(&id, Signal::Kill).await, Ok(Signalled::Sent));
+    let after = bench.docker.inspect(&id).await.unwrap().unwrap();
+    assert_eq!((after.ours, after.overdue, after.name.as_str()), (true, true, overdue_name(spec.agent).as_str()));
+    assert_eq!((after.status, after.exit_code, after.oom_killed), (Status::Exited, Some(137), false));
+    let listed = bench.docker.list().await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!((listed[0].of_agent(), listed[0].is_overdue()), (Some(spec.agent), true));
+    assert_eq!(listed[0].longest_life(), Some(spec.longest_life));
+    // Whoever else asks for every installation finds it among them; whoever is another one does not.
+    let other = Docker::connect(&bench.endpoint, Uuid::new_v4()).await.unwrap();
+    assert!(other.list_every_installation().await.unwrap().iter().any(|container| container.id == id));
+    assert_eq!(other.list().await, Ok(vec![]));
 }
 
 async fn the_user_cannot_override_our_labels_or_environment(bench: Bench) {

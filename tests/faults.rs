@@ -4,6 +4,8 @@
 
 #[path = "faults/configuration.rs"]
 mod configuration;
+#[path = "faults/deadman.rs"]
+mod deadman;
 #[path = "faults/docker_away.rs"]
 mod docker_away;
 mod fake_docker;

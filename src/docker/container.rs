@@ -1,9 +1,10 @@
 //! What the daemon says about a container: inspected, listed, or in an event.
 //!
-//! It must not ask the daemon, and judges nothing but whether a container is ours. An answer without an id or a
+//! It must not ask the daemon, and judges nothing but whether a container is an agent's, and ours. An answer without an id or a
 //! status is no answer, never a container in some default state.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, ContainerSummary, ContainerSummaryStateEnum, EventMessage};
 use uuid::Uuid;
@@ -12,8 +13,8 @@ use super::DockerError;
 use super::failure::{incomplete, message};
 
 pub(super) const LABEL_INSTALLATION: &str = "sundown.installation";
-/// The longest possible life of the container, in whole seconds.
-pub const LABEL_LONGEST_LIFE: &str = "sundown.longest_life";
+/// The longest possible life of the container's process, in whole seconds.
+pub(super) const LABEL_LONGEST_LIFE: &str = "sundown.longest_life";
 pub(super) const LABEL_AGENT: &str = "sundown.agent";
 
 /// What the daemon says a container is doing.
@@ -35,6 +36,17 @@ pub enum Status {
     Removing,
 }
 
+impl Status {
+    /// It has processes, be they frozen.
+    #[must_use]
+    pub fn is_alive(self) -> bool {
+        match self {
+            Self::Running | Self::Paused | Self::Restarting => true,
+            Self::Created | Self::Exited | Self::Dead | Self::Removing => false,
+        }
+    }
+}
+
 /// One container, as inspected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Container {
@@ -42,9 +54,10 @@ pub struct Container {
     pub id: String,
     /// Without the leading slash.
     pub name: String,
-    /// Both labels are ours, and the name is the one that we give to that agent. Only such a container may be
-    /// adopted.
+    /// Both labels are ours, and the name is one that we give to that agent. Only such a container may be adopted.
     pub ours: bool,
+    /// The name says that the dead man was about to end it.
+    pub overdue: bool,
     /// The agent named by the label, whoever set it.
     pub agent: Option<Uuid>,
     /// What it is doing.
@@ -112,6 +125,11 @@ pub fn container_name(agent: Uuid) -> String {
     format!("sundown-{agent}")
 }
 
+/// The name that the dead man gives to it before he ends it. What is written there outlives whoever wrote it, and goes with the container.
+pub fn overdue_name(agent: Uuid) -> String {
+    format!("sundown-{agent}-overdue")
+}
+
 impl Container {
     /// `installation` is ours.
     pub(super) fn inspected(answer: ContainerInspectResponse, installation: Uuid) -> Result<Container, DockerError> {
@@ -131,10 +149,13 @@ impl Container {
         };
         let labels = answer.config.and_then(|config| config.labels).unwrap_or_default();
         let agent = uuid_label(&labels, LABEL_AGENT);
+        let overdue = agent.is_some_and(|agent| name == overdue_name(agent));
+        let named = overdue || agent.is_some_and(|agent| name == container_name(agent));
         let started_at = state.started_at.filter(|at| is_an_instant(at));
         let ended = matches!(status, Status::Exited | Status::Dead);
         Ok(Container {
-            ours: uuid_label(&labels, LABEL_INSTALLATION) == Some(installation) && agent.is_some_and(|agent| name == container_name(agent)),
+            ours: named && uuid_label(&labels, LABEL_INSTALLATION) == Some(installation),
+            overdue,
             id,
             name,
             agent,
@@ -173,6 +194,27 @@ impl Listed {
             created: summary.created.unwrap_or_default(),
             labels,
         })
+    }
+
+    /// The agent whose container this is by everything that Sundown gives to one: an installation, an agent, and a name for it. Labels
+    /// alone are copied easily.
+    #[must_use]
+    pub fn of_agent(&self) -> Option<Uuid> {
+        let agent = self.agent?;
+        let named = self.is_overdue() || self.names.contains(&container_name(agent));
+        (named && uuid_label(&self.labels, LABEL_INSTALLATION).is_some()).then_some(agent)
+    }
+
+    /// The name says that the dead man was about to end it.
+    #[must_use]
+    pub fn is_overdue(&self) -> bool {
+        self.agent.is_some_and(|agent| self.names.contains(&overdue_name(agent)))
+    }
+
+    /// How long its process may live at most, says its label.
+    #[must_use]
+    pub fn longest_life(&self) -> Option<Duration> {
+        self.labels.get(LABEL_LONGEST_LIFE)?.parse().ok().map(Duration::from_secs)
     }
 }
 

@@ -34,6 +34,7 @@ fn container(id: &str, status: Status) -> Container {
         id: id.to_owned(),
         name: "sundown-00000000-0000-0000-0000-000000000000".to_owned(),
         ours: true,
+        overdue: false,
         agent: Some(Uuid::nil()),
         status,
         ever_started: status != Status::Created,
@@ -76,8 +77,8 @@ fn sights() -> Vec<Seen> {
         sights.push(Seen::of(Some(Container { ours: false, ..container("theirs", status) })));
         for ever_started in [false, true] {
             for exit_code in [None, Some(0), Some(3), Some(137)] {
-                for oom_killed in [false, true] {
-                    sights.push(Seen::of(Some(Container { ever_started, exit_code, oom_killed, ..container("ours", status) })));
+                for (oom_killed, overdue) in [(false, false), (false, true), (true, false), (true, true)] {
+                    sights.push(Seen::of(Some(Container { ever_started, exit_code, oom_killed, overdue, ..container("ours", status) })));
                 }
             }
         }
@@ -120,6 +121,7 @@ fn every_combination_keeps_the_promises() {
                 Seen::Gone | Seen::Foreign => None,
             };
             let has_ended = mine.is_some_and(|c| matches!(c.status, Status::Exited | Status::Dead | Status::Removing));
+            let dead_man = mine.is_some_and(|c| c.overdue);
             let (pending, terminating) = (row.state == "pending", row.state == "terminating");
 
             assert!(touched(&action).is_none_or(|id| mine.is_some_and(|c| c.id == id)), "touches only what is ours, {case}");
@@ -145,7 +147,7 @@ fn every_combination_keeps_the_promises() {
                     assert!(!has_ended, "the dead are not signalled, {case}");
                     assert_eq!(matches!(action, Action::Kill(_)), row.killed, "SIGKILL needs its own intent, {case}");
                 }
-                Action::Rest => assert!(row.state == "running" && mine.is_some() && !has_ended, "{case}"),
+                Action::Rest => assert!(row.state == "running" && mine.is_some() && (!has_ended || dead_man), "{case}"),
                 Action::End(facts, removed) => {
                     assert!(honest(facts), "the database would refuse it, {case}");
                     assert_eq!(removed.is_some(), mine.is_some(), "no container of ours is left behind, {case}");
@@ -153,9 +155,12 @@ fn every_combination_keeps_the_promises() {
                     assert!(!pending || mine.is_none_or(|c| !c.ever_started), "what ran is recorded as running first, {case}");
                     assert_eq!(facts.state == "expired", facts.reason.is_none(), "{case}");
                     assert!(facts.state != "expired" || terminating, "only what Sundown stops expires, {case}");
-                    if terminating && row.signalled {
-                        assert_eq!(facts.state, "expired", "after our signal it was us, {case}");
+                    if terminating && (row.signalled || dead_man) {
+                        assert_eq!(facts.state, "expired", "after our signal, or the dead man's, it was us, {case}");
+                    } else if mine.is_some_and(|c| c.ever_started) {
+                        assert_ne!(facts.state, "expired", "without it, it was not, {case}");
                     }
+                    assert!(!dead_man || pending || facts.state == "expired", "whom the dead man ended has not failed, {case}");
                     if facts.exit_code.is_some() {
                         assert_eq!(facts.exit_code.map(i64::from), mine.and_then(|c| c.exit_code), "{case}");
                     }
@@ -170,7 +175,7 @@ fn every_combination_keeps_the_promises() {
             }
         }
     }
-    assert_eq!(combinations, 3 * 64 * (1 + 7 + 7 * 16));
+    assert_eq!(combinations, 3 * 64 * (1 + 7 + 7 * 32));
 }
 
 /// State, reason, exit code and the container to remove.
@@ -240,6 +245,27 @@ fn a_stop_is_signal_then_sigkill_and_the_first_look_may_find_that_it_had_ended()
     assert_eq!(end(reconcile(&killed, &ours(Status::Exited, Some(137)))), ("expired", None, Some(137), Some("removed")));
     assert_eq!(end(reconcile(&decided, &ours(Status::Created, None))), ("expired", None, None, Some("removed")), "it never ran");
     assert_eq!(end(reconcile(&decided, &Seen::Gone)), ("expired", None, None, None));
+}
+
+#[test]
+fn whom_the_dead_man_ended_has_expired_once_his_deadline_is_in_the_row_and_whoever_died_of_another_sigkill_has_failed() {
+    let overdue = |status, code| Seen::of(Some(Container { overdue: true, exit_code: code, ..container("ours", status) }));
+    let starting = Claim { container_id: Some(id()), start_timed_out: true, ..row("pending") };
+    let running = Claim { container_id: Some(id()), ..row("running") };
+    let decided = Claim { started: true, ..Claim { state: "terminating".to_owned(), ..running.clone() } };
+    let killed = overdue(Status::Exited, Some(137));
+
+    assert_eq!(reconcile(&starting, &killed), Action::RanAlready(id()), "it ran: its row says so first");
+    assert_eq!(reconcile(&running, &killed), Action::Rest, "the claim at its deadline says why it was ended");
+    assert_eq!(end(reconcile(&decided, &killed)), ("expired", None, Some(137), Some("removed")));
+    assert!(matches!(reconcile(&decided, &killed), Action::End(facts, _) if facts.error.as_deref() == Some(super::OVERDUE)));
+    // The dead man died before he killed it: a stop like any other.
+    assert_eq!(reconcile(&running, &overdue(Status::Running, None)), Action::Rest);
+    assert_eq!(reconcile(&decided, &overdue(Status::Running, None)), Action::Signal(id()));
+    // Not he: Docker restarted, somebody's `docker kill`, a shell whose child was killed.
+    for row in [&running, &decided] {
+        assert_eq!(end(reconcile(row, &ours(Status::Exited, Some(137)))), ("failed", Some("exited"), Some(137), Some("removed")));
+    }
 }
 
 #[test]

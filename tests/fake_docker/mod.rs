@@ -44,6 +44,7 @@ pub enum Call {
     Inspect,
     Start,
     Kill,
+    Rename,
     Wait,
     Logs,
     Remove,
@@ -133,6 +134,8 @@ struct State {
     runs: HashMap<String, usize>,
     totals: HashMap<Call, usize>,
     pids: i64,
+    /// The pid that every container has from now on.
+    pid: Option<i64>,
     /// Since then it answers a create of a volume that exists without its labels, as 20.10 was seen to do.
     restarted: bool,
 }
@@ -221,6 +224,19 @@ impl FakeDocker {
     /// Calls of this kind that arrived, for any container.
     pub fn total(&self, call: Call) -> usize {
         self.shared.state().totals.get(&call).copied().unwrap_or_default()
+    }
+
+    /// From now on it says of whatever it starts that it is this process.
+    pub fn every_pid_is(&self, pid: u32) {
+        self.shared.state().pid = Some(i64::from(pid));
+    }
+
+    /// Creates a container behind everybody's back, and starts it.
+    pub fn run(&self, name: &str, labels: &[(&str, &str)]) {
+        let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();
+        let body = json!({"Image": "busybox", "Cmd": ["sleep", "inf"], "Labels": labels, "HostConfig": {}});
+        assert!(matches!(self.shared.create(name, body), Answer::Json(201, _)));
+        assert!(matches!(self.shared.start(name), Answer::Empty(204)));
     }
 
     /// All containers there are.
@@ -383,6 +399,7 @@ impl Shared {
             Call::Start => self.start(what),
             Call::Kill => self.kill(what, &parameter(query, "signal").unwrap_or_default()),
             Call::Remove => self.remove(what),
+            Call::Rename => self.rename(what, &parameter(query, "name").unwrap_or_default()),
             Call::Inspect => match self.state().find(what) {
                 Some(container) => Answer::Json(200, container.inspected()),
                 None => no_such(what),
@@ -472,7 +489,7 @@ impl Shared {
     fn start(self: &Arc<Self>, what: &str) -> Answer {
         let mut state = self.state();
         state.pids += 1;
-        let pid = 1000 + state.pids;
+        let pid = state.pid.unwrap_or(1000 + state.pids);
         let Some(container) = state.find(what) else {
             return no_such(what);
         };
@@ -552,6 +569,22 @@ impl Shared {
         Answer::Empty(204)
     }
 
+    /// What is counted goes on under its first name.
+    fn rename(&self, what: &str, name: &str) -> Answer {
+        let mut state = self.state();
+        if state.ids.contains_key(name) {
+            return refusal(409, &format!("Conflict. The container name \"/{name}\" is already in use"));
+        }
+        let Some(container) = state.find(what) else {
+            return no_such(what);
+        };
+        let (id, before) = (container.id.clone(), std::mem::replace(&mut container.name, name.to_owned()));
+        state.ids.remove(&before);
+        state.ids.insert(name.to_owned(), id);
+        self.changed.send_replace(());
+        Answer::Empty(204)
+    }
+
     fn wait(self: Arc<Self>, id: String) -> Body {
         let mut changed = self.changed.subscribe();
         streaming(stream::once(async move {
@@ -626,10 +659,11 @@ fn script(command: &Value) -> Vec<Step> {
     steps
 }
 
+/// Of each wanted label, its value or, where none is given, only its key.
 fn carries(labels: &BTreeMap<String, String>, wanted: &[String]) -> bool {
-    wanted.iter().all(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        labels.get(key).is_some_and(|found| found == value)
+    wanted.iter().all(|pair| match pair.split_once('=') {
+        Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
+        None => labels.contains_key(pair),
     })
 }
 

@@ -68,6 +68,7 @@ pub(super) fn recognise(method: &Method, path: &str) -> (Call, Option<String>) {
         ("GET", ["containers", what, "logs"]) => (Call::Logs, Some(*what)),
         ("POST", ["containers", what, "start"]) => (Call::Start, Some(*what)),
         ("POST", ["containers", what, "kill"]) => (Call::Kill, Some(*what)),
+        ("POST", ["containers", what, "rename"]) => (Call::Rename, Some(*what)),
         ("POST", ["containers", what, "wait"]) => (Call::Wait, Some(*what)),
         ("DELETE", ["containers", what]) => (Call::Remove, Some(*what)),
         _ => (Call::Other, None),
