@@ -9,8 +9,6 @@
 //! process and are certain of it; else the time since we first saw this container run, which is less. Only containers with a name, an
 //! agent and an installation as we give them are touched; whoever merely copied the labels is not.
 
-mod process;
-
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +22,7 @@ use uuid::Uuid;
 
 use crate::config::Deadman;
 use crate::docker::{Docker, DockerError, Listed, Signal, Signalled};
+use crate::process;
 use crate::replica::Replica;
 use crate::serve::Fatal;
 

@@ -58,7 +58,7 @@ pub async fn remove_and_record(replica: &Arc<Replica>, link: &Link, row: &Claim,
         let removed = replica.hold(row, async {
             let lane = if row.attempts > 2 { &link.stubborn } else { &link.removals };
             let _lane = lane.acquire().await;
-            link.docker.remove(container).await
+            link.answered(link.docker.remove(container)).await
         });
         match removed.await? {
             Some(Ok(())) => {}

@@ -92,6 +92,13 @@ async fn proposal(replica: &Replica, docker: &Docker) -> Result<Uuid, Trouble> {
 async fn serve(replica: &Arc<Replica>, host: &Host, said: &mut Option<String>) -> Result<(), Trouble> {
     let link = connect(replica, host).await?;
     *said = None;
+    tokio::select! {
+        ended = keep(replica, &link) => ended,
+        () = link.silent.cancelled() => Err(DockerError::Unavailable("the daemon does not answer at all".to_owned()).into()),
+    }
+}
+
+async fn keep(replica: &Arc<Replica>, link: &Arc<Link>) -> Result<(), Trouble> {
     // Whatever was due while we were away.
     replica.wakes.look_at_everything();
     let mut events = pin!(link.docker.events());
@@ -122,17 +129,17 @@ async fn serve(replica: &Arc<Replica>, host: &Host, said: &mut Option<String>) -
                 }
                 // Whoever just connected looks, too: its keeper may have died with what it had seen.
                 if link.keeps.load(Ordering::Acquire) || !looked {
-                    survived(replica, pass(replica, &link, &mut orphans).await).await?;
+                    survived(replica, pass(replica, link, &mut orphans).await).await?;
                     looked = true;
                 } else {
-                    link.docker.ping().await?;
+                    link.answered(link.docker.ping()).await?;
                 }
                 if !listening {
                     events.set(link.docker.events());
                     listening = true;
                 }
             }
-            () = retry => survived(replica, deaths(replica, &link, &mut dead).await).await?,
+            () = retry => survived(replica, deaths(replica, link, &mut dead).await).await?,
         }
     }
 }
@@ -220,12 +227,12 @@ pub struct Kept {
 /// Holds the daemon's list against the rows.
 pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphans) -> Result<Kept, Trouble> {
     // An idle host costs no query: with no row and no container there is nothing to hold against anything.
-    if link.idle.load(Ordering::Acquire) && link.docker.list().await?.is_empty() {
+    if link.idle.load(Ordering::Acquire) && link.answered(link.docker.list()).await?.is_empty() {
         return Ok(Kept::default());
     }
     // Rows first, then the list: a container that the list lacks was gone after its row was read.
     let rows = replica.sql.on_host(link.id, None).await?;
-    let listed = link.docker.list().await?;
+    let listed = link.answered(link.docker.list()).await?;
     let mut kept = Kept::default();
     for (row, leased) in &rows {
         let Some(container) = &row.container_id else { continue };

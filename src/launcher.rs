@@ -247,7 +247,7 @@ async fn create(replica: &Replica, link: &Link, row: &Claim, spec: Option<&Spec>
         },
     };
     failpoint::hit("launch.before_create");
-    Ok(match link.docker.create(&container_spec(row.id, spec)).await {
+    Ok(match link.answered(link.docker.create(&container_spec(row.id, spec))).await {
         Ok(Created::New(container)) => {
             failpoint::hit("launch.created");
             record(replica, row, container).await?
@@ -270,7 +270,7 @@ async fn record(replica: &Replica, row: &Claim, container: String) -> Result<Ste
 
 async fn launch(link: &Link, container: &str) -> Step {
     failpoint::hit("launch.before_start");
-    let started = link.docker.start(container).await;
+    let started = link.answered(link.docker.start(container)).await;
     failpoint::hit("launch.started");
     match started {
         Ok(Started::Yes) => Step::Running(container.to_owned()),

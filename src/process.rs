@@ -3,11 +3,16 @@
 //! A daemon that is killed in the middle of a start forgets it: the container is as good as new to it, while its process runs, and
 //! neither a signal nor a removal by Docker reaches that any more. The kernel still knows whose it is, by its control group.
 //!
-//! Guarantees: a signal goes only to a process that is inside of the container's own control group while its pid is held.
+//! Guarantees: a signal goes only to a process that is inside of the container's own control group while its pid is held. An age is never
+//! more than the true one, and never another process's: whatever cannot be seen from here, be it on another machine or in another pid
+//! namespace, has none.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{SysconfVar, sysconf};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::time::Instant;
 
@@ -57,6 +62,22 @@ fn signal(pid: i32, container: &str) -> Option<()> {
     Some(())
 }
 
+/// The birth of the process that Docker says is a container's init, in time since boot. `None`: it is not to be seen from here.
+pub fn born(pid: u32, container: &str) -> Option<Duration> {
+    // Held open, so that all of this is read of one process, also when its pid is given to another meanwhile.
+    let process = File::open(format!("/proc/{pid}")).ok()?;
+    let read = |file: &str| fs::read_to_string(format!("/proc/self/fd/{}/{file}", process.as_raw_fd())).ok();
+    if !is_inside(&read("cgroup")?, container) {
+        return None;
+    }
+    birth(&read("stat")?, sysconf(SysconfVar::CLK_TCK).ok()??)
+}
+
+/// Time since boot. It goes on while the machine sleeps, as deadlines do, and nobody can set it.
+pub fn since_boot() -> Option<Duration> {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).ok().map(Duration::from)
+}
+
 /// Whether a list of control groups has one of this container: a component of a path that is its full id, bare as dockerd names it, or in
 /// a unit as systemd does.
 fn is_inside(cgroups: &str, container: &str) -> bool {
@@ -64,4 +85,86 @@ fn is_inside(cgroups: &str, container: &str) -> bool {
     let unit = format!("docker-{container}.scope");
     let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     full && paths.flat_map(|path| path.split('/')).any(|component| component == container || component == unit)
+}
+
+/// The birth in a process's `stat`: the 22nd field, in ticks, cut to a whole one; taken for the next, for nobody may seem older.
+fn birth(stat: &str, ticks_per_second: i64) -> Option<Duration> {
+    // The name, in brackets, may hold spaces and brackets; behind it comes the third field.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let ticks = fields.split(' ').nth(19)?.parse::<u64>().ok()?.checked_add(1)?;
+    let per_second = u64::try_from(ticks_per_second).ok().filter(|ticks| *ticks > 0)?;
+    let nanos = u128::from(ticks % per_second) * 1_000_000_000 / u128::from(per_second);
+    Some(Duration::new(ticks / per_second, u32::try_from(nanos).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn stat(name: &str, start: &str) -> String {
+        format!(
+            "4711 ({name}) S 1 4711 4711 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 {start} 1000 200 18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 17 1\n"
+        )
+    }
+
+    #[test]
+    fn a_birth_is_read_in_ticks_and_never_too_early() {
+        assert_eq!(birth(&stat("docker-init", "0"), 100), Some(Duration::from_millis(10)));
+        assert_eq!(birth(&stat("docker-init", "12345"), 100), Some(Duration::from_millis(123_460)));
+        assert_eq!(birth(&stat("docker-init", "99"), 100), Some(Duration::from_secs(1)));
+        assert_eq!(birth(&stat("docker-init", "1023"), 1024), Some(Duration::from_secs(1)));
+        assert_eq!(birth(&stat("docker-init", "1024"), 1024), Some(Duration::from_nanos(1_000_976_562)));
+    }
+
+    #[test]
+    fn a_name_cannot_shift_the_fields() {
+        for name in ["sh", "a b", ") S 9 9", "((", ") 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 (", ""] {
+            assert_eq!(birth(&stat(name, "500"), 100), Some(Duration::from_millis(5010)), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_no_birth() {
+        for text in ["", "1 (sh) S 1 2 3", &stat("sh", "-1"), &stat("sh", "soon"), &stat("sh", &u64::MAX.to_string())] {
+            assert_eq!(birth(text, 100), None, "{text}");
+        }
+        assert_eq!(birth(&stat("sh", "500"), 0), None);
+        assert_eq!(birth(&stat("sh", "500"), -1), None);
+    }
+
+    #[test]
+    fn a_process_is_a_containers_only_by_its_full_id() {
+        let v1 = format!("9:name=systemd:/docker/{ID}\n8:pids:/docker/{ID}\n4:memory:/docker/{ID}\n0::/\n");
+        let v2 = format!("0::/system.slice/docker-{ID}.scope\n");
+        // As seen from a cgroup namespace of one's own, and from a process that made groups inside.
+        let relative = format!("0::/../{ID}\n");
+        let deeper = format!("0::/docker/{ID}/inner\n");
+        for cgroups in [v1, v2, relative, deeper] {
+            assert!(is_inside(&cgroups, ID), "{cgroups}");
+            assert!(!is_inside(&cgroups, &ID[..12]), "a short id: {cgroups}");
+            assert!(!is_inside(&cgroups, &ID.replace('0', "1")), "another's: {cgroups}");
+            assert!(!is_inside(&cgroups, ""), "none: {cgroups}");
+        }
+        for cgroups in ["", "0::/\n", &format!("{ID}\n"), &format!("4:{ID}:/\n"), &format!("0::/docker/{ID}0\n"), &format!("0::/x{ID}\n")] {
+            assert!(!is_inside(cgroups, ID), "{cgroups}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_is_not_in_the_containers_group_has_no_age() {
+        assert_eq!(born(std::process::id(), ID), None, "it is this test");
+        assert_eq!(born(u32::MAX, ID), None, "there is none");
+    }
+
+    #[test]
+    fn the_clock_of_births_is_the_one_that_we_read() {
+        // This test's own process is younger than the machine, and older than nothing.
+        let stat = fs::read_to_string("/proc/self/stat").expect("there is a /proc");
+        let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().expect("the kernel has a tick");
+        let (born, now) = (birth(&stat, ticks).expect("we were born"), since_boot().expect("there is a clock"));
+        assert!(born <= now + Duration::from_millis(10), "born {born:?}, now {now:?}");
+        assert!(now - born.min(now) < Duration::from_secs(600), "born {born:?}, now {now:?}");
+    }
 }

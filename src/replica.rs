@@ -29,6 +29,10 @@ pub const STOP_LEASE: Duration = Duration::from_secs(2);
 const HOLDS: u32 = 3;
 /// How far behind a host's keeper everybody else looks.
 pub const LAG: Duration = Duration::from_millis(250);
+/// How long a call to a daemon may say nothing before the daemon is asked whether it is there at all, and how long that may take: together
+/// less than the lease of a stop, so that one which is within another replica's reach only is left to that replica at once.
+const STILL: Duration = Duration::from_millis(500);
+const PULSE: Duration = Duration::from_secs(1);
 /// Clean-ups (inspect, log, remove) at once on one host. Beyond the daemon's own parallelism they only get in the way of kills.
 const CLEANUPS: usize = 8;
 
@@ -196,6 +200,10 @@ pub struct Link {
     pub stubborn: Semaphore,
     /// Who its volume says that it is.
     pub uuid: Uuid,
+    /// Cancelled once the daemon does not answer at all: nothing more is claimed for it here, until it is connected anew.
+    pub silent: CancellationToken,
+    /// When it last showed that it is there; whoever wants to know asks for all.
+    pulse: tokio::sync::Mutex<Option<Instant>>,
     /// We are its keeper, as of the last tick.
     pub keeps: AtomicBool,
     /// Nothing lives there, as of the last tick.
@@ -203,16 +211,48 @@ pub struct Link {
 }
 
 impl Link {
+    /// Waits for a call for as long as the daemon is there: one that hangs may be its own container's trouble, and is waited for; beside a
+    /// daemon that does not answer at all, it is given up.
+    ///
+    /// # Errors
+    /// The call's own, and when the daemon is silent.
+    pub async fn answered<T>(&self, call: impl Future<Output = Result<T, DockerError>>) -> Result<T, DockerError> {
+        let mut call = std::pin::pin!(call);
+        loop {
+            tokio::select! {
+                done = &mut call => return done,
+                () = tokio::time::sleep(STILL) => {}
+            }
+            tokio::select! {
+                done = &mut call => return done,
+                alive = self.alive() => if !alive {
+                    self.silent.cancel();
+                    return Err(DockerError::Unavailable("the daemon does not answer at all".to_owned()));
+                }
+            }
+        }
+    }
+
+    async fn alive(&self) -> bool {
+        let mut pulse = self.pulse.lock().await;
+        if pulse.is_some_and(|at| at.elapsed() < STILL) {
+            return true;
+        }
+        let answered = !self.silent.is_cancelled() && tokio::time::timeout(PULSE, self.docker.ping()).await.is_ok_and(|pong| pong.is_ok());
+        *pulse = answered.then(Instant::now);
+        answered
+    }
+
     /// What Docker shows of an agent now: under its recorded container, or under the name that its container would have.
     ///
     /// # Errors
     /// When the daemon cannot tell, which is not "gone".
     pub async fn look(&self, row: &Claim) -> Result<Seen, DockerError> {
         let Some(recorded) = &row.container_id else {
-            return self.docker.inspect(&container_name(row.id)).await.map(Seen::of);
+            return self.answered(self.docker.inspect(&container_name(row.id))).await.map(Seen::of);
         };
         // Recorded by us: it stays ours when somebody gives it another name.
-        Ok(match self.docker.inspect(recorded).await? {
+        Ok(match self.answered(self.docker.inspect(recorded)).await? {
             Some(container) if container.agent == Some(row.id) => Seen::Ours(Box::new(container)),
             container => Seen::of(container),
         })
@@ -228,7 +268,7 @@ impl Host {
 
     /// The link, if its daemon answers.
     pub fn link(&self) -> Option<Arc<Link>> {
-        self.link.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.link.read().unwrap_or_else(PoisonError::into_inner).clone().filter(|link| !link.silent.is_cancelled())
     }
 
     /// Its daemon answers.
@@ -241,6 +281,8 @@ impl Host {
             removals: Semaphore::new(CLEANUPS),
             stubborn: Semaphore::new(1),
             uuid,
+            silent: CancellationToken::new(),
+            pulse: tokio::sync::Mutex::default(),
             keeps: AtomicBool::new(false),
             idle: AtomicBool::new(false),
         });

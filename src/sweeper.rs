@@ -291,7 +291,7 @@ async fn step(replica: &Arc<Replica>, link: &Link, mut row: Claim) -> Result<(),
 }
 
 async fn signal(replica: &Arc<Replica>, link: &Link, row: &Claim, container: &str) -> Result<(), Error> {
-    match link.docker.signal(container, Signal::Term).await {
+    match link.answered(link.docker.signal(container, Signal::Term)).await {
         // Also when it was not running any more: its exit is found by its keeper, at the latest when the grace is over.
         Ok(Signalled::Sent | Signalled::NotRunning | Signalled::Gone) => {}
         // It may not have arrived: sent again, until the grace is over.
@@ -311,9 +311,9 @@ async fn kill(replica: &Arc<Replica>, link: &Link, row: &Claim, container: &str)
     replica.metrics.signals.inc();
     // Seen dead while we hold the lease, or looked at again when it is over.
     let killed = replica.hold(row, async {
-        link.docker.signal(container, Signal::Kill).await?;
+        link.answered(link.docker.signal(container, Signal::Kill)).await?;
         failpoint::hit("stop.killed");
-        if link.docker.wait_stopped(container, KILL_PATIENCE).await? { link.look(row).await.map(Some) } else { Ok(None) }
+        if link.answered(link.docker.wait_stopped(container, KILL_PATIENCE)).await? { link.look(row).await.map(Some) } else { Ok(None) }
     });
     let seen = match killed.await? {
         Some(Ok(Some(seen))) => seen,

@@ -398,7 +398,9 @@ impl Judge<'_> {
         }
         // Whoever is due in the same moments waits for the same daemon.
         let crowd = rows.iter().filter(|other| due(other).is_some_and(|at| at > decided - 10_000 && at < died)).count();
-        let replica_died = self.faults.iter().any(|f| f.struck.is_some_and(|at| at > decided - 10_000 && at < died));
+        // One that is cut off is as good as dead to whom it serves.
+        let fell = |f: &Injected| f.struck.or(f.fault.starts_with("cut from").then_some(f.began));
+        let replica_died = self.faults.iter().any(|f| fell(f).is_some_and(|at| at > decided - 10_000 && at < died));
         let bound = 2000 + BLUR + i64::try_from(crowd).unwrap() * 1000 / KILLS_PER_SECOND + if replica_died { 2000 } else { 0 };
         if healthy > bound {
             self.violated(

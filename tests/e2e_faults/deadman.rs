@@ -11,9 +11,9 @@ use uuid::Uuid;
 use crate::fake_docker::{Call, FakeDocker};
 use crate::harness::deadman::{Deadman, once};
 use crate::harness::lives::{each_expired_once, end, nothing_is_held, outcome, state, submit, until_all};
+use crate::harness::postgres::Postgres;
 use crate::harness::replica::Replica;
 use crate::harness::{Db, docker, eventually};
-use crate::postgres::Postgres;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A longest life of eight seconds: long enough for Postgres to go away before the deadline.
