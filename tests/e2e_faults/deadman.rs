@@ -1,7 +1,7 @@
 //! Postgres away past the longest life of an agent: the dead man ends it, nobody else is touched, and what is recorded afterwards is what
 //! happened, also when whoever ended it is gone by then.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -49,6 +49,7 @@ async fn ends_without_postgres(replicas_die: bool) {
     let installation = docker::installation(&client).await.to_string();
     let stays = submit(&client, "busybox", "sleep inf", ", ttl => '10min'").await;
     until_all(&client, &[stays], "running").await;
+    let began = Instant::now();
     let over = submit(&client, "busybox", "sleep inf", SHORT).await;
     // It dies of a SIGKILL that was nobody's of us, past its deadline and before its longest life is over.
     let dies = submit(&client, "busybox", "sleep 6; exit 137", SHORT).await;
@@ -63,6 +64,7 @@ async fn ends_without_postgres(replicas_die: bool) {
     fake.run(&foreign[1], &[("sundown.installation", &installation), ("sundown.agent", &agent), life]);
     fake.run(&foreign[2], &[("sundown.installation", &other), ("sundown.agent", &someone), life]);
     eventually("it is ended", PATIENCE, async || (status(&fake, &overdue(over)) == Some("exited")).then_some(())).await;
+    assert!(began.elapsed() >= Duration::from_secs(8), "ended before its longest life was over");
     looks(&fake, 3).await;
     assert_eq!(fake.calls(Call::Remove, &name(over)), 0, "what is to be recorded is still there");
     assert_eq!(status(&fake, &name(dies)), Some("exited"), "dead already, and left as it was");
@@ -141,6 +143,7 @@ async fn with_nothing_else_of_sundown_alive_the_dead_man_ends_an_agent_and_a_lat
     let stays = submit(&client, &docker::image(), "sleep 600", ", ttl => '10min'").await;
     until_all(&client, &[stays], "running").await;
     let bounds = ", ttl => '5s', max_ttl => '5s', start_timeout => '5s', grace => '0s'";
+    let began = Instant::now();
     let over = submit(&client, &docker::image(), "sleep 600", bounds).await;
     until_all(&client, &[over], "running").await;
     replica.signal(Signal::SIGKILL);
@@ -149,6 +152,7 @@ async fn with_nothing_else_of_sundown_alive_the_dead_man_ends_an_agent_and_a_lat
     let installation = docker::installation(&client).await.to_string();
     let dead_man = Deadman::start(&endpoint(), &["--installation", &installation]);
     eventually("it is ended", PATIENCE, async || docker::exists(&overdue(over)).then_some(())).await;
+    assert!(began.elapsed() >= Duration::from_secs(10 + 1), "ended before its longest life and the grace were over");
     eventually("it is dead", PATIENCE, async || (inspect(&overdue(over), "Running") == "false").then_some(())).await;
     assert_eq!((inspect(&overdue(over), "ExitCode").as_str(), inspect(&name(stays), "Running").as_str()), ("137", "true"));
     assert_eq!(dead_man.end().await.code(), Some(0));

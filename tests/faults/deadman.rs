@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::fake_docker::{Call, FakeDocker, Fault};
@@ -48,7 +49,8 @@ async fn looks(fake: &FakeDocker, more: usize) {
 async fn the_dead_man_ends_whoever_is_past_his_longest_life_and_touches_nobody_else() {
     let fake = FakeDocker::start().await;
     let (one, two) = (Uuid::new_v4(), Uuid::new_v4());
-    let ended = [agent(&fake, one, 1), agent(&fake, one, 2), agent(&fake, two, 1)];
+    let (began, patient) = (Instant::now(), agent(&fake, one, 7));
+    let ended = [agent(&fake, one, 1), agent(&fake, one, 2), agent(&fake, two, 1), patient.clone()];
     let lives = agent(&fake, one, 3600);
     // Labels copied to another name, to another agent's name, without an installation, with a life that is none, without any.
     let (installation, someone) = (one.to_string(), Uuid::new_v4().to_string());
@@ -73,6 +75,12 @@ async fn the_dead_man_ends_whoever_is_past_his_longest_life_and_touches_nobody_e
         until_ended(&fake, name).await;
     }
     looks(&fake, 2).await;
+    let killed = fake.history(&patient).iter().find(|(call, _)| *call == Call::Kill).unwrap().1;
+    assert!(
+        killed - began >= Duration::from_secs(7 + 1),
+        "ended {:?} after it began, before its life and the grace were over",
+        killed - began
+    );
     let mut expected: Vec<_> = ended.iter().map(|name| (overdue(name), "exited")).collect();
     expected.push((lives.clone(), "running"));
     expected.extend(foreign.iter().map(|(name, _)| (name.clone(), "running")));
