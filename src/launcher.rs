@@ -72,6 +72,7 @@ pub async fn pass(replica: &Arc<Replica>, pause: &mut Duration) -> Result<Option
                 break;
             }
             let room_ = i32::try_from(room).unwrap_or(1);
+            let asked = Instant::now();
             let placed = match replica.claims.place(link.id, replica.id(), room_, replica.start_lease, None).await? {
                 Placed::Full => break,
                 Placed::Locked => {
@@ -84,7 +85,8 @@ pub async fn pass(replica: &Arc<Replica>, pause: &mut Duration) -> Result<Option
             for (id, epoch, spec) in placed {
                 replica.metrics.placed.inc();
                 let permit = Arc::clone(&link.starts).try_acquire_owned().ok();
-                begin(replica, &link, fresh(id, epoch, link.id), Some(spec), replica.start_lease, permit);
+                let lease = replica.start_lease.min(spec.start_timeout);
+                begin(replica, &link, fresh(id, epoch, link.id, lease), Some(spec), asked, permit);
             }
             if !more {
                 room_left = true;
@@ -105,7 +107,7 @@ pub async fn pass(replica: &Arc<Replica>, pause: &mut Duration) -> Result<Option
 }
 
 /// A row as it is right after placing.
-fn fresh(id: Uuid, epoch: i32, host: i32) -> Claim {
+fn fresh(id: Uuid, epoch: i32, host: i32, lease: Duration) -> Claim {
     Claim {
         id,
         epoch,
@@ -118,21 +120,22 @@ fn fresh(id: Uuid, epoch: i32, host: i32) -> Claim {
         killed: false,
         observed: false,
         grace: Duration::ZERO,
-        lease: Duration::ZERO,
+        lease,
         start_timed_out: false,
     }
 }
 
-/// Takes a claimed start to its end. With `spec` it was just placed; without, it was taken over.
+/// Takes a claimed start to its end. With `spec` it was just placed; without, it was taken over. Its lease counts from when the claim
+/// was asked for: from the answer it would outlast the row's, and a start could meet another replica's.
 pub fn begin(
     replica: &Arc<Replica>,
     link: &Arc<Link>,
     row: Claim,
     spec: Option<Spec>,
-    lease: Duration,
+    asked: Instant,
     permit: Option<OwnedSemaphorePermit>,
 ) {
-    let lease_ends = Instant::now() + lease;
+    let (lease, lease_ends) = (row.lease, asked + row.lease);
     let (shared, link) = (Arc::clone(replica), Arc::clone(link));
     replica.spawn(async move {
         let id = row.id;
@@ -163,7 +166,7 @@ impl Lane<'_> {
             let permit = tokio::time::timeout_at(latest, Arc::clone(&self.link.starts).acquire_owned()).await;
             self.permit = permit.ok().and_then(Result::ok);
         }
-        self.permit.is_some() && Instant::now() <= latest
+        self.permit.is_some() && Instant::now() <= latest && !self.replica.leaving.is_cancelled()
     }
 }
 

@@ -54,6 +54,8 @@ pub struct Replica {
     pub poll: Duration,
     /// Set when claims are to stop.
     pub stop: CancellationToken,
+    /// Set when leases are given back: nothing more may be started on one.
+    pub leaving: CancellationToken,
     /// Set when a task broke.
     pub broken: CancellationToken,
     /// Notifications reach us.
@@ -77,6 +79,7 @@ impl Replica {
             start_lease,
             poll,
             stop: CancellationToken::new(),
+            leaving: CancellationToken::new(),
             broken: CancellationToken::new(),
             listening: AtomicBool::new(false),
             id: AtomicI32::new(id),

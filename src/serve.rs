@@ -193,6 +193,7 @@ fn door_state(sql: Sql, replica: &Arc<Replica>) -> Arc<http::State> {
 async fn drain(replica: &Arc<Replica>, patience: Span) {
     if !replica.drained(patience.0).await {
         tracing::warn!("work in hand is not finished; its leases are returned");
+        replica.leaving.cancel();
     }
     match replica.sql.leave(replica.id(), None).await {
         Ok(given_back) => tracing::info!(given_back, "drained"),

@@ -120,13 +120,14 @@ impl Sweeper {
             return Ok(());
         }
         let low = if full { None } else { self.low };
+        let asked = Instant::now();
         let claimed = self.replica.claims.claim_due(&hosts, self.replica.id(), low, self.replica.start_lease, STOP_LEASE, None).await?;
         let count = claimed.len();
         if count > 0 {
             failpoint::hit("sweep.claimed");
         }
         for row in claimed {
-            take(&self.replica, row);
+            take(&self.replica, row, asked);
         }
         self.look_ahead(&hosts, low, count, full).await
     }
@@ -234,20 +235,20 @@ pub fn replica_name() -> String {
 /// One claim of everything that is due, for a pass without loops. Answers how many rows it took.
 pub async fn claim_once(replica: &Arc<Replica>) -> Result<usize, Error> {
     let hosts: Vec<(i32, f64)> = replica.reachable().iter().map(|link| (link.id, 0.0)).collect();
+    let asked = Instant::now();
     let claimed = replica.claims.claim_due(&hosts, replica.id(), None, replica.start_lease, STOP_LEASE, None).await?;
     let count = claimed.len();
     for row in claimed {
-        take(replica, row);
+        take(replica, row, asked);
     }
     Ok(count)
 }
 
 /// Takes a claimed row to its next step, in the lane that it belongs to.
-fn take(replica: &Arc<Replica>, row: Claim) {
+fn take(replica: &Arc<Replica>, row: Claim, asked: Instant) {
     let Some(link) = replica.link(row.host) else { return };
     if row.state == "pending" && !row.observed {
-        let lease = row.lease;
-        launcher::begin(replica, &link, row, None, lease, None);
+        launcher::begin(replica, &link, row, None, asked, None);
         return;
     }
     let shared = Arc::clone(replica);

@@ -451,8 +451,9 @@ async fn somebody_looks_when_a_start_times_out() {
     claim(&w.sql, w.host, Some(w.at(15.0))).await;
     assert_eq!(w.live(id).await.due_at, w.at(20.0), "the timeout is nearer than the next lease");
     let hasty = w.submit("start_timeout => '5s'", w.at(0.0)).await;
-    place(&w.sql, w.host, Some(w.at(0.0))).await;
+    let Placed::Some(placed) = w.sql.place(w.host, 1, 1, START, Some(w.at(0.0))).await.unwrap() else { panic!("room") };
     assert_eq!(w.live(hasty).await.due_at, w.at(5.0));
+    assert_eq!(placed[0].2.start_timeout, seconds(5), "whoever starts it knows that its lease is shorter");
 }
 
 #[tokio::test]
@@ -534,9 +535,10 @@ async fn a_replica_that_leaves_gives_back_what_is_not_due_yet() {
     assert_eq!(placed.len(), 1);
     assert_eq!(w.sql.leave(replica, Some(w.at(15.0))).await.unwrap(), 0, "its lease is over: whoever wants it has it");
     assert_eq!(w.live(id).await.due_at, w.at(15.0));
-    assert_eq!(w.claim(w.at(15.0)).await.len(), 1);
+    let row = claim(&w.sql, w.host, Some(w.at(15.0))).await.remove(0);
     w.sql.leave(1, Some(w.at(16.0))).await.unwrap();
     assert_eq!(w.live(id).await.due_at, w.at(16.0));
+    assert!(!w.sql.record_container(id, row.epoch, "c").await.unwrap(), "it goes on with what it gave back");
 }
 
 // Who comes first.

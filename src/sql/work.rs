@@ -64,7 +64,7 @@ pub struct Spec {
     pub network: String,
     /// The longest life that extensions can give it.
     pub max_ttl: Duration,
-    /// From placement to running.
+    /// From placement to running; no start is leased for longer.
     pub start_timeout: Duration,
     /// Between the stop signal and SIGKILL.
     pub grace: Duration,
