@@ -415,10 +415,10 @@ impl Judge<'_> {
     fn take_overs(&mut self, taken: &[TakenOver]) {
         let mut all = Vec::new();
         for one in taken {
-            let took = self.health.between(one.struck, one.taken.unwrap_or(self.course.ended));
+            let took = self.health.between(one.struck, one.until);
             all.push(took);
             if took > self.plan.lease + 2000 + BLUR {
-                let detail = format!("taken over {took} ms of healthy time after its replica fell");
+                let detail = format!("taken over: {}, {took} ms of healthy time after its replica fell", one.taken);
                 self.violated("L6", Some(one.agent), detail);
             }
         }

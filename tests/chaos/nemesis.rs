@@ -210,13 +210,13 @@ impl Nemesis {
                 held.retain(|one| {
                     let taken = !rows.contains(one);
                     if taken {
-                        journal.write(&TakenOver { agent: one.0, struck, taken: Some(now()) });
+                        journal.write(&TakenOver { agent: one.0, struck, until: now(), taken: true });
                     }
                     !taken
                 });
             }
             for (agent, _) in held {
-                journal.write(&TakenOver { agent, struck, taken: None });
+                journal.write(&TakenOver { agent, struck, until: now(), taken: false });
             }
         });
     }

@@ -103,12 +103,13 @@ pub struct Injected {
     pub fired: bool,
 }
 
-/// A start that a replica held when it died or fell silent: when its row was in other hands, or over.
+/// A start that a replica held when it died or fell silent: when its row was in other hands, or over, or was watched no longer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TakenOver {
     pub agent: Uuid,
     pub struck: Millis,
-    pub taken: Option<Millis>,
+    pub until: Millis,
+    pub taken: bool,
 }
 
 /// A look at whether the parts answer.

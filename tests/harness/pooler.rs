@@ -33,7 +33,7 @@ impl Pooler {
         let settings = format!(
             "[databases]\n* = host={host} port={}\n\
              [pgbouncer]\nlisten_addr = {address}\nlisten_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {}\n\
-             pool_mode = transaction\ndefault_pool_size = {size}\nmax_client_conn = 200\nlog_connections = 0\nlog_disconnections = 0\n",
+             pool_mode = transaction\ndefault_pool_size = {size}\nmax_client_conn = 200\nserver_login_retry = 1\nlog_connections = 0\nlog_disconnections = 0\n",
             server.get_ports()[0],
             scratch.path().join("users").display()
         );
