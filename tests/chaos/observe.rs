@@ -125,7 +125,9 @@ impl Watch {
             beat(Sign::Alive, self.living.remove(&container).unwrap_or_default(), &container, agent);
             beat(Sign::Dead, now(), &container, agent);
         }
-        let kept: HashSet<String> = names(&self.data.join("containers")).collect();
+        // A daemon that is killed while it removes one may leave a directory without this file, which is no container any more.
+        let containers = self.data.join("containers");
+        let kept: HashSet<String> = names(&containers).filter(|id| containers.join(id).join("config.v2.json").exists()).collect();
         for container in kept.difference(&self.kept.clone()) {
             if let Some(agent) = self.agent(container) {
                 self.kept.insert(container.clone());

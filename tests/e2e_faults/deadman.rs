@@ -65,7 +65,7 @@ async fn ends_without_postgres(replicas_die: bool) {
     fake.run(&foreign[2], &[("sundown.installation", &other), ("sundown.agent", &someone), life]);
     eventually("it is ended", PATIENCE, async || (status(&fake, &overdue(over)) == Some("exited")).then_some(())).await;
     assert!(began.elapsed() >= Duration::from_secs(8), "ended before its longest life was over");
-    looks(&fake, 3).await;
+    looks(&fake, 2).await;
     assert_eq!(fake.calls(Call::Remove, &name(over)), 0, "what is to be recorded is still there");
     assert_eq!(status(&fake, &name(dies)), Some("exited"), "dead already, and left as it was");
     for name in foreign.iter().chain(&[name(stays)]) {
