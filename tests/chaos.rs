@@ -37,6 +37,7 @@ fn setting<T: std::str::FromStr>(name: &str, otherwise: T) -> T {
 
 /// Runs for `SUNDOWN_CHAOS_MINUTES` (default: 2), in worlds of at most ten minutes each, from `SUNDOWN_CHAOS_SEED` on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes: for scripts/chaos"]
 async fn nothing_is_lost_nothing_runs_twice_and_nothing_outlives_its_deadline() {
     let seed: u64 = setting("SUNDOWN_CHAOS_SEED", 1);
     let minutes: f64 = setting("SUNDOWN_CHAOS_MINUTES", 2.0);

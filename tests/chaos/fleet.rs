@@ -45,7 +45,8 @@ struct Slot {
     namespace: String,
     address: String,
     child: Option<Child>,
-    starts: usize,
+    /// Whoever looks after it starts it again when it ends by itself, as a service manager does.
+    looked_after: bool,
 }
 
 impl Fleet {
@@ -64,7 +65,7 @@ impl Fleet {
             ip(&["-n", &namespace, "link", "set", "lo", "up"]);
             ip(&["-n", &namespace, "address", "add", &format!("{address}/24"), "dev", "eth0"]);
             ip(&["-n", &namespace, "link", "set", "eth0", "up"]);
-            slots.push(Slot { namespace, address, child: None, starts: 0 });
+            slots.push(Slot { namespace, address, child: None, looked_after: false });
         }
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
@@ -103,8 +104,28 @@ impl Fleet {
         &self.network
     }
 
-    /// Starts one that does not run, with further variables.
-    pub fn start(&mut self, n: usize, more: &[(&str, &str)]) {
+    /// Starts one that does not run, and starts it again whenever it ends by itself.
+    pub fn start(&mut self, n: usize) {
+        self.start_once(n, &[]);
+        self.keep(n);
+    }
+
+    /// From now on it is started again whenever it ends by itself.
+    pub fn keep(&mut self, n: usize) {
+        self.slots[n].looked_after = true;
+    }
+
+    /// Starts again whoever ended by itself.
+    pub fn look_after(&mut self) {
+        for n in 0..self.count() {
+            if self.slots[n].looked_after && self.ended(n).is_some() {
+                self.start(n);
+            }
+        }
+    }
+
+    /// Starts one that does not run, with further variables; when it ends, it stays so.
+    pub fn start_once(&mut self, n: usize, more: &[(&str, &str)]) {
         let slot = &mut self.slots[n];
         assert!(slot.child.is_none(), "replica {n} runs already");
         let plain = sundown();
@@ -120,7 +141,7 @@ impl Fleet {
         command.envs(self.variables.iter().map(|(name, value)| (name, value))).envs(more.iter().copied());
         let log = File::options().create(true).append(true).open(self.log.join(format!("replica-{n}.log"))).unwrap();
         slot.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
-        slot.starts += 1;
+        slot.looked_after = false;
     }
 
     pub fn pid(&self, n: usize) -> Option<Pid> {
@@ -148,6 +169,7 @@ impl Fleet {
 
     /// Ends one with a signal, and waits for it.
     pub async fn end(&mut self, n: usize, signal: Signal) {
+        self.slots[n].looked_after = false;
         self.signal(n, signal);
         eventually("a replica that was told to has ended", Duration::from_secs(60), async || {
             (!self.runs(n) || self.ended(n).is_some()).then_some(())

@@ -151,7 +151,7 @@ impl Nemesis {
         {
             let mut fleet = world.fleet.lock().await;
             fleet.end(n, Signal::SIGTERM).await;
-            fleet.start(n, &[("FAILPOINTS", &format!("{point}=1*return({act})"))]);
+            fleet.start_once(n, &[("FAILPOINTS", &format!("{point}=1*return({act})"))]);
         }
         let reached = self
             .moment(async || {
@@ -175,8 +175,10 @@ impl Nemesis {
         }
         let mut fleet = world.fleet.lock().await;
         // One that stood still goes on as it is: a failpoint that was reached once is done.
-        if !fleet.runs(n) {
-            fleet.start(n, &[]);
+        if fleet.runs(n) {
+            fleet.keep(n);
+        } else {
+            fleet.start(n);
         }
     }
 
@@ -231,7 +233,7 @@ impl Nemesis {
         self.world.fleet.lock().await.end(n, Signal::SIGKILL).await;
         self.held(n, struck).await;
         sleep(Duration::from_millis(500)).await;
-        self.world.fleet.lock().await.start(n, &[]);
+        self.world.fleet.lock().await.start(n);
     }
 
     async fn drain(&self, n: usize, impatient: bool, deed: &mut Deed) {
@@ -243,7 +245,7 @@ impl Nemesis {
         deed.struck = Some(now());
         let mut fleet = self.world.fleet.lock().await;
         fleet.end(n, last).await;
-        fleet.start(n, &[]);
+        fleet.start(n);
     }
 
     /// Nobody is there when deadlines pass.
@@ -261,7 +263,7 @@ impl Nemesis {
         sleep(Duration::from_secs(5)).await;
         let mut fleet = self.world.fleet.lock().await;
         for n in 0..fleet.count() {
-            fleet.start(n, &[]);
+            fleet.start(n);
         }
     }
 
@@ -275,7 +277,7 @@ impl Nemesis {
         {
             let mut fleet = self.world.fleet.lock().await;
             fleet.end(n, Signal::SIGTERM).await;
-            fleet.start(
+            fleet.start_once(
                 n,
                 &[("LD_PRELOAD", library.as_str()), ("FAKETIME", offset), ("DONT_FAKE_MONOTONIC", "1"), ("FAKETIME_DONT_RESET", "1")],
             );
@@ -283,7 +285,7 @@ impl Nemesis {
         sleep(long + Duration::from_secs(4)).await;
         let mut fleet = self.world.fleet.lock().await;
         fleet.end(n, Signal::SIGTERM).await;
-        fleet.start(n, &[]);
+        fleet.start(n);
     }
 
     /// A replica that may open hardly anything.

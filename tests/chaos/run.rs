@@ -10,7 +10,7 @@ use std::time::Duration;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::check::Report;
@@ -68,7 +68,11 @@ pub async fn run(plan: &Plan, dir: &Dir) {
         nemesis.run(plan.seed, stream, faults).await;
     });
     let clock = async {
-        sleep(Duration::from_secs(plan.seconds)).await;
+        let end = Instant::now() + Duration::from_secs(plan.seconds);
+        while Instant::now() < end {
+            sleep(Duration::from_millis(200)).await;
+            world.look_after().await;
+        }
         stop.cancel();
     };
     tokio::join!(futures_util::future::join_all(lanes), clock);
@@ -100,6 +104,7 @@ async fn quiet(world: &World) {
                 return;
             }
             sleep(Duration::from_millis(500)).await;
+            world.look_after().await;
         }
     };
     let _what_is_left_is_judged = timeout(QUIET, nobody).await;

@@ -19,7 +19,7 @@ const CAPACITY: &str = "40";
 pub struct World {
     // In the order in which they go.
     pub fleet: Mutex<Fleet>,
-    _pooler: Option<Pooler>,
+    pooler: Mutex<Option<Pooler>>,
     pub cluster: Arc<Cluster>,
     pub dockerd: Mutex<Dockerd>,
     pub docker: bollard::Docker,
@@ -46,7 +46,7 @@ impl World {
         let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let mut fleet = Fleet::new(bridge, address, replicas, dir.path(), &variables);
         for n in 0..fleet.count() {
-            fleet.start(n, &[]);
+            fleet.start(n);
         }
         fleet.all_ready().await;
         let endpoint = dockerd.endpoint();
@@ -57,11 +57,19 @@ impl World {
             docker,
             docker_endpoint: endpoint,
             database_port,
-            _pooler: pooler,
+            pooler: Mutex::new(pooler),
             dockerd: Mutex::new(dockerd),
             dir: dir.clone(),
         };
         Arc::new(world)
+    }
+
+    /// Starts again what ended by itself, as a service manager does.
+    pub async fn look_after(&self) {
+        self.fleet.lock().await.look_after();
+        if let Some(pooler) = self.pooler.lock().await.as_mut() {
+            pooler.look_after();
+        }
     }
 
     /// Starts containers that must be left alone: a stranger, one of another installation, one with our name and no label, one that copies

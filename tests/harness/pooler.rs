@@ -20,7 +20,7 @@ pub struct Pooler {
     child: Child,
     address: IpAddr,
     pub port: u16,
-    _scratch: Scratch,
+    scratch: Scratch,
 }
 
 impl Pooler {
@@ -40,19 +40,8 @@ impl Pooler {
         fs::write(scratch.path().join("users"), format!("\"{}\" \"{password}\"\n", server.get_user().unwrap())).unwrap();
         let file = scratch.path().join("ini");
         fs::write(&file, settings).unwrap();
-        let mut command = Command::new("pgbouncer");
-        command.arg("-q").arg(&file).env_clear().env("PATH", "/usr/sbin:/usr/bin:/bin").current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(scratch.path().join("log")).unwrap());
-        if nix::unistd::geteuid().is_root() {
-            // It refuses to be root.
-            let user = nix::unistd::User::from_name("postgres").unwrap().expect("a user `postgres`: run scripts/test");
-            for file in [&file, &scratch.path().join("users")] {
-                chown(file, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
-            }
-            command.gid(user.gid.as_raw()).uid(user.uid.as_raw());
-        }
-        let child = command.spawn().expect("pgbouncer is installed: run scripts/test");
-        let pooler = Self { child, address, port, _scratch: scratch };
+        let child = Self::spawn(&scratch);
+        let pooler = Self { child, address, port, scratch };
         let mut config = server.clone();
         config.dbname("postgres");
         let config: Config = pooler.url(&config).parse().unwrap();
@@ -63,6 +52,33 @@ impl Pooler {
         })
         .await;
         pooler
+    }
+
+    fn spawn(scratch: &Scratch) -> Child {
+        let (file, users) = (scratch.path().join("ini"), scratch.path().join("users"));
+        let log = File::options().create(true).append(true).open(scratch.path().join("log")).unwrap();
+        let mut command = Command::new("pgbouncer");
+        command.arg(&file).env_clear().env("PATH", "/usr/sbin:/usr/bin:/bin").current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        if nix::unistd::geteuid().is_root() {
+            // It refuses to be root.
+            let user = nix::unistd::User::from_name("postgres").unwrap().expect("a user `postgres`: run scripts/test");
+            for file in [&file, &users] {
+                chown(file, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+            }
+            command.gid(user.gid.as_raw()).uid(user.uid.as_raw());
+        }
+        command.spawn().expect("pgbouncer is installed: run scripts/test")
+    }
+
+    /// Starts it again if it has ended, as a service manager does.
+    pub fn look_after(&mut self) {
+        if let Ok(Some(status)) = self.child.try_wait() {
+            let log = fs::read_to_string(self.scratch.path().join("log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("PgBouncer had ended, {status}; its last words:\n{}", lines[lines.len().saturating_sub(3)..].join("\n"));
+            self.child = Self::spawn(&self.scratch);
+        }
     }
 
     /// The address of a database through it.
