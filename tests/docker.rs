@@ -12,15 +12,18 @@ mod fake_docker;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use bollard::container::LogOutput;
 use bollard::models::{ContainerCreateBody, HostConfig};
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
+    CreateContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    RemoveVolumeOptions, RenameContainerOptionsBuilder,
 };
 use fake_docker::{Call, FakeDocker, Fault};
 use futures_util::StreamExt;
 use sundown::docker::{
     ContainerSpec, Created, Docker, DockerError, EventKind, Network, Signal, Signalled, Started, Status, container_name, overdue_name,
 };
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use uuid::Uuid;
 
 /// Far longer than anything here takes; only a failure waits for it.
@@ -95,6 +98,32 @@ impl Bench {
         self.raw.create_container(Some(options), body).await.unwrap().id
     }
 
+    /// A call past every client, once its answer has begun.
+    async fn begin_call(&self, method: &str, path: &str, body: &str) -> Answer {
+        let mut stream: Box<dyn Stream> = match self.endpoint.strip_prefix("unix://") {
+            Some(path) => Box::new(tokio::net::UnixStream::connect(path).await.unwrap()),
+            None => Box::new(tokio::net::TcpStream::connect(self.endpoint.rsplit_once("//").unwrap().1).await.unwrap()),
+        };
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\nContent-Type: application/json\r\n");
+        stream.write_all(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(tokio::time::timeout(LONG, stream.read_u8()).await.unwrap().unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        Answer { status: head.split(' ').nth(1).unwrap().parse().unwrap(), stream }
+    }
+
+    async fn call(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let answer = self.begin_call(method, path, body).await;
+        (answer.status, answer.text().await)
+    }
+
+    async fn exit_code(&self, id: &str) -> Option<i64> {
+        assert_eq!(self.docker.wait_stopped(id, LONG).await, Ok(true));
+        self.docker.inspect(id).await.unwrap().unwrap().exit_code
+    }
+
     async fn clean_up(&self) {
         for label in ["sundown.installation", TEST_LABEL] {
             let label = format!("{label}={}", self.installation);
@@ -106,6 +135,23 @@ impl Bench {
         }
         let volume = format!("sundown-host-{}", self.installation);
         let _ = self.raw.remove_volume(&volume, None::<RemoveVolumeOptions>).await;
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// An answer whose body may still be on its way.
+struct Answer {
+    status: u16,
+    stream: Box<dyn Stream>,
+}
+
+impl Answer {
+    async fn text(mut self) -> String {
+        let mut text = Vec::new();
+        tokio::time::timeout(LONG, self.stream.read_to_end(&mut text)).await.unwrap().unwrap();
+        String::from_utf8_lossy(&text).into_owned()
     }
 }
 
@@ -167,16 +213,23 @@ on_both! {
     malformed_references_never_reach_the_daemon
     the_daemon_describes_itself
     a_missing_executable_exits_127_through_the_init
-}
-
-claims!(real_only, on_real, [
+    a_missing_executable_says_so_in_the_tail
     a_command_that_is_not_executable_exits_126_through_the_init
     what_can_never_start_is_rejected_and_never_started
     the_tail_keeps_the_last_bytes_even_nul
-    the_profile_is_hardened
     an_oom_kill_shows_also_when_the_agent_survives_it
-    a_missing_executable_says_so_in_the_tail
-]);
+    an_oom_kill_and_the_end_are_events
+    signals_leave_their_exit_codes
+    a_paused_container_is_alive_and_does_nothing_and_can_be_ended
+    a_container_renamed_by_hand_keeps_its_labels
+    a_wait_tells_the_exit_code_though_the_container_is_removed_meanwhile
+    output_comes_in_frames_of_two_streams
+    lists_are_filtered_by_life_and_by_every_label
+    events_are_filtered_by_kind_and_label
+    each_call_has_its_status_on_the_wire
+}
+
+claims!(real_only, on_real, [the_profile_is_hardened]);
 
 async fn a_second_create_answers_name_taken(bench: Bench) {
     let spec = bench.spec(&["sleep", "inf"]);
@@ -567,6 +620,241 @@ async fn an_oom_kill_shows_also_when_the_agent_survives_it(bench: Bench) {
         assert_eq!(container.exit_code, Some(code), "{script}");
         assert_eq!(container.oom_killed, script.contains(hungry), "{script}");
     }
+}
+
+async fn an_oom_kill_and_the_end_are_events(bench: Bench) {
+    let mut spec = bench.spec(&["sh", "-c", "sleep 0.5; x=a; while :; do x=$x$x; done"]);
+    spec.memory_bytes = 16 << 20;
+    let mut events = Box::pin(bench.docker.events());
+    let id = bench.create(&spec).await;
+    // Nothing says when a subscription stands; so it is killed until both have been heard.
+    let again = async {
+        loop {
+            bench.docker.start(&id).await.unwrap();
+            bench.docker.wait_stopped(&id, LONG).await.unwrap();
+        }
+    };
+    let heard = async {
+        let mut heard = Vec::new();
+        while !(heard.contains(&EventKind::Oom) && heard.contains(&EventKind::Die)) {
+            heard.push(events.next().await.unwrap().unwrap().kind);
+        }
+    };
+    tokio::select! {
+        () = heard => {}
+        () = again => {}
+        () = tokio::time::sleep(LONG) => panic!("no event"),
+    }
+}
+
+async fn signals_leave_their_exit_codes(bench: Bench) {
+    for (signal, code) in [(Signal::Term, 143), (Signal::Kill, 137)] {
+        let id = bench.run(&["sleep", "inf"]).await;
+        assert_eq!(bench.docker.signal(&id, signal).await, Ok(Signalled::Sent));
+        assert_eq!(bench.exit_code(&id).await, Some(code));
+        assert!(!bench.docker.inspect(&id).await.unwrap().unwrap().oom_killed);
+    }
+}
+
+async fn a_paused_container_is_alive_and_does_nothing_and_can_be_ended(bench: Bench) {
+    let docker = &bench.docker;
+    let ends = bench.run(&["sh", "-c", "sleep 0.5; exit 5"]).await;
+    bench.raw.pause_container(&ends).await.unwrap();
+    let paused = docker.inspect(&ends).await.unwrap().unwrap();
+    assert_eq!((paused.status, paused.exit_code), (Status::Paused, None));
+    assert!(paused.pid.is_some());
+    assert_eq!(docker.list().await.unwrap()[0].status, Status::Paused);
+    assert_eq!(docker.wait_stopped(&ends, Duration::from_secs(1)).await, Ok(false));
+    bench.raw.unpause_container(&ends).await.unwrap();
+    assert_eq!(bench.exit_code(&ends).await, Some(5));
+
+    for (signal, code) in [(Signal::Term, 143), (Signal::Kill, 137)] {
+        let id = bench.run(&["sleep", "inf"]).await;
+        bench.raw.pause_container(&id).await.unwrap();
+        assert_eq!(docker.signal(&id, signal).await, Ok(Signalled::Sent));
+        assert_eq!(bench.exit_code(&id).await, Some(code));
+    }
+    let id = bench.run(&["sleep", "inf"]).await;
+    bench.raw.pause_container(&id).await.unwrap();
+    docker.remove(&id).await.unwrap();
+    assert_eq!(docker.inspect(&id).await, Ok(None));
+}
+
+async fn a_container_renamed_by_hand_keeps_its_labels(bench: Bench) {
+    let spec = bench.spec(&["sleep", "inf"]);
+    let id = bench.create(&spec).await;
+    let name = format!("sundown-test-{}", Uuid::new_v4());
+    bench.raw.rename_container(&id, RenameContainerOptionsBuilder::new().name(&name).build()).await.unwrap();
+    let renamed = bench.docker.inspect(&id).await.unwrap().unwrap();
+    assert_eq!((renamed.name.as_str(), renamed.agent, renamed.ours), (name.as_str(), Some(spec.agent), false));
+    assert_eq!(bench.docker.inspect(&container_name(spec.agent)).await, Ok(None));
+    let listed = bench.docker.list().await.unwrap();
+    assert_eq!((listed[0].names.as_slice(), listed[0].agent), ([name].as_slice(), Some(spec.agent)));
+}
+
+async fn a_wait_tells_the_exit_code_though_the_container_is_removed_meanwhile(bench: Bench) {
+    let id = bench.run(&["sh", "-c", "sleep 0.2; exit 3"]).await;
+    let (status, told) = bench.call("POST", &format!("/containers/{id}/wait?condition=not-running"), "").await;
+    assert!(status == 200 && told.contains("\"StatusCode\":3"), "{told}");
+    let id = bench.run(&["sleep", "inf"]).await;
+    let waiting = bench.begin_call("POST", &format!("/containers/{id}/wait?condition=not-running"), "").await;
+    bench.docker.remove(&id).await.unwrap();
+    let told = waiting.text().await;
+    assert!(told.contains("\"StatusCode\":137"), "{told}");
+}
+
+async fn output_comes_in_frames_of_two_streams(bench: Bench) {
+    let id = bench.run_to_the_end(&["sh", "-c", "echo out; echo err >&2; exit 0"]).await;
+    let logs = async |stdout, stderr| {
+        let options = LogsOptionsBuilder::new().stdout(stdout).stderr(stderr).tail("all").build();
+        let mut frames: Vec<String> = bench
+            .raw
+            .logs(&id, Some(options))
+            .map(|frame| match frame.unwrap() {
+                LogOutput::StdOut { message } => format!("out: {}", String::from_utf8_lossy(&message)),
+                LogOutput::StdErr { message } => format!("err: {}", String::from_utf8_lossy(&message)),
+                other => panic!("not a frame of output: {other:?}"),
+            })
+            .collect()
+            .await;
+        // The two streams reach the daemon through two pipes, so their order is not promised.
+        frames.sort();
+        frames
+    };
+    assert_eq!(logs(true, true).await, ["err: err\n", "out: out\n"]);
+    assert_eq!(logs(true, false).await, ["out: out\n"]);
+    assert_eq!(logs(false, true).await, ["err: err\n"]);
+}
+
+async fn lists_are_filtered_by_life_and_by_every_label(bench: Bench) {
+    let installation = format!("sundown.installation={}", bench.installation);
+    let created = bench.create(&bench.spec(&["sleep", "inf"])).await;
+    let running = bench.run(&["sleep", "inf"]).await;
+    let paused = bench.run(&["sleep", "inf"]).await;
+    bench.raw.pause_container(&paused).await.unwrap();
+    let mut spec = bench.spec(&["sh", "-c", "exit 0"]);
+    spec.labels.insert("team".to_owned(), "blue".to_owned());
+    let exited = bench.create(&spec).await;
+    bench.docker.start(&exited).await.unwrap();
+    bench.docker.wait_stopped(&exited, LONG).await.unwrap();
+    let list = async |all: bool, labels: &[&str]| {
+        let filters = HashMap::from([("label", labels.iter().map(|label| (*label).to_owned()).collect())]);
+        let options = ListContainersOptionsBuilder::new().all(all).filters(&filters).build();
+        let mut ids: Vec<String> = bench.raw.list_containers(Some(options)).await.unwrap().into_iter().filter_map(|c| c.id).collect();
+        ids.sort();
+        ids
+    };
+    let sorted = |mut ids: Vec<&String>| {
+        ids.sort();
+        ids.into_iter().cloned().collect::<Vec<String>>()
+    };
+    assert_eq!(list(true, &[&installation]).await, sorted(vec![&created, &running, &paused, &exited]));
+    assert_eq!(list(false, &[&installation]).await, sorted(vec![&running, &paused]));
+    assert_eq!(list(true, &[&installation, "sundown.label.team=blue"]).await, sorted(vec![&exited]));
+    assert_eq!(list(true, &[&installation, "sundown.label.team"]).await, sorted(vec![&exited]));
+    assert_eq!(list(true, &[&installation, "sundown.label.team=red"]).await, Vec::<String>::new());
+    assert_eq!(list(true, &[&installation, "sundown.label"]).await, Vec::<String>::new());
+}
+
+async fn events_are_filtered_by_kind_and_label(bench: Bench) {
+    let other = Docker::connect(&bench.endpoint, Uuid::new_v4()).await.unwrap();
+    let (spec, theirs) = (bench.spec(&["sh", "-c", "exit 7"]), bench.spec(&["sh", "-c", "exit 7"]));
+    let Created::New(theirs) = other.create(&theirs).await.unwrap() else { panic!("a fresh name is taken") };
+    let id = bench.create(&spec).await;
+    let filters = HashMap::from([
+        ("type", vec!["container".to_owned()]),
+        ("event", vec!["die".to_owned()]),
+        ("label", vec![format!("sundown.installation={}", bench.installation)]),
+    ]);
+    let mut events = bench.raw.events(Some(EventsOptionsBuilder::new().filters(&filters).build()));
+    let again = async {
+        loop {
+            for (docker, id) in [(&other, &theirs), (&bench.docker, &id)] {
+                docker.start(id).await.unwrap();
+                docker.wait_stopped(id, LONG).await.unwrap();
+            }
+        }
+    };
+    let heard = async {
+        for _ in 0..2 {
+            let event = events.next().await.unwrap().unwrap();
+            assert_eq!(event.action.as_deref(), Some("die"));
+            let actor = event.actor.unwrap();
+            let attributes = actor.attributes.unwrap();
+            assert_eq!((actor.id.as_ref(), attributes["exitCode"].as_str()), (Some(&id), "7"));
+            assert_eq!(attributes["sundown.agent"], spec.agent.to_string());
+            assert_eq!(attributes["name"], container_name(spec.agent));
+        }
+    };
+    let in_time = async {
+        tokio::select! {
+            () = heard => true,
+            () = again => false,
+            () = tokio::time::sleep(LONG) => false,
+        }
+    };
+    let in_time = in_time.await;
+    other.remove(&theirs).await.unwrap();
+    assert!(in_time, "no event");
+}
+
+/// What `docker.rs` makes of an answer is claimed above; this is the answer itself, so that a fake that is wrong in the same way as its
+/// reader is found out.
+async fn each_call_has_its_status_on_the_wire(bench: Bench) {
+    let id = bench.create(&bench.spec(&["sleep", "inf"])).await;
+    let other = bench.create(&bench.spec(&["sleep", "inf"])).await;
+    let taken = bench.raw.inspect_container(&other, None).await.unwrap().name.unwrap().trim_start_matches('/').to_owned();
+    let body = format!("{{\"Image\":\"{}\",\"Cmd\":[\"true\"]}}", bench.image);
+    let container = format!("/containers/{id}");
+    let step = async |method: &str, what: &str, status: u16, text: &str| {
+        let path = if what.starts_with('/') {
+            what.to_owned()
+        } else {
+            format!("{container}{}{what}", if what.is_empty() || what.starts_with('?') { "" } else { "/" })
+        };
+        let (found, told) = bench.call(method, &path, if path.contains("create?") { &body } else { "" }).await;
+        assert_eq!(found, status, "{method} {what}: {told}");
+        assert!(told.to_lowercase().contains(text), "{method} {what}: {told}");
+    };
+    step("POST", &format!("/containers/create?name={taken}"), 409, "already in use").await;
+    step("POST", "kill?signal=SIGKILL", 409, "is not running").await;
+    step("POST", "pause", 409, "is not running").await;
+    step("POST", "unpause", 500, "is not paused").await;
+    step("POST", "start", 204, "").await;
+    step("POST", "start", 304, "").await;
+    step("POST", "kill?signal=NONSENSE", 400, "invalid signal").await;
+    step("DELETE", "", 409, "").await;
+    step("POST", "pause", 204, "").await;
+    step("POST", "pause", 409, "already paused").await;
+    step("POST", "start", 409, "paused").await;
+    step("POST", "unpause", 204, "").await;
+    step("POST", "kill?signal=SIGKILL", 204, "").await;
+    assert_eq!(bench.exit_code(&id).await, Some(137));
+    step("POST", "kill?signal=SIGTERM", 409, "is not running").await;
+    // A second run.
+    step("POST", "start", 204, "").await;
+    step("POST", &format!("rename?name={taken}"), 409, "already in use").await;
+    step("GET", "logs", 400, "").await;
+    step("DELETE", "?force=true&v=true", 204, "").await;
+    for (method, what) in [
+        ("GET", "json"),
+        ("POST", "start"),
+        ("POST", "kill?signal=SIGKILL"),
+        ("POST", "pause"),
+        ("POST", "unpause"),
+        ("POST", "rename?name=sundown-test-nobody"),
+        ("POST", "wait?condition=not-running"),
+        ("GET", "logs?stdout=true"),
+        ("DELETE", "?force=true&v=true"),
+    ] {
+        step(method, what, 404, "no such container").await;
+    }
+    step("GET", "/volumes/sundown-test-nowhere", 404, "no such volume").await;
+    step("DELETE", "/volumes/sundown-test-nowhere", 404, "no such volume").await;
+    let (status, told) =
+        bench.call("POST", "/containers/create?name=sundown-test-nobody", r#"{"Image":"sundown-test-absent:latest","Cmd":["true"]}"#).await;
+    assert!(status == 404 && told.to_lowercase().contains("no such image"), "{status} {told}");
+    step("GET", "/no/such/path", 404, "page not found").await;
 }
 
 fn is_unavailable<T: std::fmt::Debug>(answer: Result<T, DockerError>) {
