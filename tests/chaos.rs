@@ -10,6 +10,9 @@
 mod check;
 #[path = "chaos/cluster.rs"]
 mod cluster;
+#[path = "chaos/daemon.rs"]
+mod daemon;
+mod fake_docker;
 #[path = "chaos/fleet.rs"]
 mod fleet;
 mod harness;
@@ -41,6 +44,7 @@ fn setting<T: std::str::FromStr>(name: &str, otherwise: T) -> T {
 async fn nothing_is_lost_nothing_runs_twice_and_nothing_outlives_its_deadline() {
     let seed: u64 = setting("SUNDOWN_CHAOS_SEED", 1);
     let minutes: f64 = setting("SUNDOWN_CHAOS_MINUTES", 2.0);
+    let sky = (setting("SUNDOWN_CHAOS_DAEMON", "real".to_owned()) == "small").then_some(record::Sky::Rough);
     let root = std::env::var_os("SUNDOWN_CHAOS_DIR").map_or_else(|| std::env::temp_dir().join("sundown-chaos"), PathBuf::from);
     let mut left = minutes * 60.0;
     let mut number = 0;
@@ -48,7 +52,7 @@ async fn nothing_is_lost_nothing_runs_twice_and_nothing_outlives_its_deadline() 
         let seconds = left.min(600.0);
         left -= seconds;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 600")]
-        let plan = run::plan(seed + number, seconds as u64);
+        let plan = run::plan(seed + number, seconds as u64, sky);
         number += 1;
         let dir = run::directory(&root, plan.seed);
         run::run(&plan, &dir).await;

@@ -13,12 +13,15 @@ use super::record::{Beat, Call, Course, Dir, Event, Injected, Kind, Millis, Op, 
 
 /// How far two looks at the same instant may lie apart: a sampling step, a scheduler that was busy.
 const BLUR: Millis = 300;
-/// Containers that a daemon ends in a second, when many are due at once: what was measured here, on two cores.
-const KILLS_PER_SECOND: i64 = 8;
+/// Healthy milliseconds until a wish is taken up, or what has ended by itself is recorded, beside what a crowd costs: a lease and a look
+/// at the list, and then some.
+const TAKEN_UP: Millis = 20_000;
 /// Faults in which nothing can be done although every part answers its probe.
 const PARALYSIS: [&str; 5] = ["table locked", "statement timeouts", "containerd silent", "connections exhausted", "serializable"];
 /// Faults of what runs containers.
 const OF_DOCKER: [&str; 6] = ["dockerd killed", "dockerd restart", "dockerd silent", "containerd silent", "cut from docker", "shim killed"];
+/// Faults that lay hands on containers, so that they may end in other ways.
+const HANDS: [&str; 7] = ["removed by hand", "killed by hand", "started by hand", "shim killed", "paused by hand", "frozen", "vanished"];
 
 /// Something that must never be.
 #[derive(Debug, Clone, Serialize)]
@@ -51,6 +54,12 @@ pub struct Report {
     pub take_over: (Millis, Millis, Millis),
     /// Milliseconds, healthy: the longest that a container outlived its agent's end.
     pub orphan: Millis,
+    /// From the submission to the start, in healthy time.
+    pub start: (Millis, Millis, Millis),
+    /// From the death of an agent that ended by itself to its record, in healthy time.
+    pub recorded: (Millis, Millis, Millis),
+    /// The most that lived at one time.
+    pub most_alive: usize,
     /// Milliseconds: the longest that a client waited for an answer.
     pub slowest_answer: Millis,
     pub violations: Vec<Violation>,
@@ -167,13 +176,22 @@ pub fn check(dir: &Dir) -> Report {
         let count = report.faults.entry(fault.fault.clone()).or_default();
         *count = (count.0 + 1, count.1 + usize::from(fault.fired));
     }
-    let mut judge =
-        Judge { plan: &plan, course: &course, faults: &faults, health: &health, report, lateness: Vec::new(), healthy: Vec::new() };
+    let mut judge = Judge {
+        plan: &plan,
+        course: &course,
+        faults: &faults,
+        health: &health,
+        report,
+        times: Times::default(),
+        busy: Busy::new(&rows, &events),
+    };
     judge.clients(&calls, &by_id, &told, &seen, &probes);
     let none = Seen::default();
     for row in &rows {
-        judge.agent(row, told.get(&row.id).map_or(&[][..], Vec::as_slice), seen.get(&row.id).unwrap_or(&none), &rows);
+        judge.agent(row, told.get(&row.id).map_or(&[][..], Vec::as_slice), seen.get(&row.id).unwrap_or(&none));
     }
+    judge.one_for_each_key(&rows);
+    judge.capacity(&seen);
     judge.take_overs(&dir.read::<TakenOver>("taken.jsonl"));
     if course.before != course.after {
         judge.violated("S9", None, format!("foreign containers were touched: {:?}, then {:?}", course.before, course.after));
@@ -181,9 +199,42 @@ pub fn check(dir: &Dir) -> Report {
     if course.slots != 0 {
         judge.violated("L7", None, format!("{} slots are held by nobody", course.slots));
     }
-    judge.report.lateness = spread(&mut judge.lateness);
-    judge.report.healthy_lateness = spread(&mut judge.healthy);
+    let Times { mut late, mut healthy, mut start, mut recorded } = judge.times;
+    judge.report.lateness = spread(&mut late);
+    judge.report.healthy_lateness = spread(&mut healthy);
+    judge.report.start = spread(&mut start);
+    judge.report.recorded = spread(&mut recorded);
     judge.report
+}
+
+/// What is measured, in milliseconds.
+#[derive(Default)]
+struct Times {
+    late: Vec<Millis>,
+    healthy: Vec<Millis>,
+    start: Vec<Millis>,
+    recorded: Vec<Millis>,
+}
+
+/// When the daemon was asked for something that takes its time: whoever comes in the same moments waits in line.
+struct Busy {
+    ends: Vec<Millis>,
+    starts: Vec<Millis>,
+}
+
+impl Busy {
+    fn new(rows: &[Row], events: &[Event]) -> Self {
+        let mut ends: Vec<Millis> = rows.iter().filter_map(|row| due(row).or(row.finished_at)).collect();
+        let mut starts: Vec<Millis> = events.iter().filter(|event| event.state == "pending").map(|event| event.at).collect();
+        ends.sort_unstable();
+        starts.sort_unstable();
+        Self { ends, starts }
+    }
+
+    fn between(sorted: &[Millis], from: Millis, to: Millis) -> i64 {
+        let count = sorted.partition_point(|at| *at < to).saturating_sub(sorted.partition_point(|at| *at <= from));
+        i64::try_from(count).unwrap()
+    }
 }
 
 struct Judge<'a> {
@@ -192,8 +243,8 @@ struct Judge<'a> {
     faults: &'a [Injected],
     health: &'a Health,
     report: Report,
-    lateness: Vec<Millis>,
-    healthy: Vec<Millis>,
+    times: Times,
+    busy: Busy,
 }
 
 impl Judge<'_> {
@@ -239,7 +290,7 @@ impl Judge<'_> {
                 }
                 Op::Patch if promised => {
                     let died = seen.get(&agent).and_then(|life| life.dead);
-                    let excused = self.touched(agent, &[]);
+                    let excused = self.touched(agent, &HANDS);
                     if let (Some(deadline), Some(died)) = (call.deadline, died)
                         && died + BLUR < deadline
                         && !excused
@@ -249,8 +300,9 @@ impl Judge<'_> {
                 }
                 _ => {}
             }
-            let postgres = probes.iter().filter(|probe| probe.at >= call.began - 1500 && probe.at <= call.ended + 1500);
-            let (up, all) = postgres.fold((0, 0), |(up, all), probe| (up + usize::from(probe.postgres), all + 1));
+            let (from, to) = (call.began - 1500, call.ended + 1500);
+            let near = &probes[probes.partition_point(|probe| probe.at < from)..probes.partition_point(|probe| probe.at <= to)];
+            let (up, all) = near.iter().fold((0, 0), |(up, all), probe| (up + usize::from(probe.postgres), all + 1));
             if promised && all >= 3 && up == 0 {
                 self.violated("L11", Some(agent), format!("promised while Postgres was away: {call:?}"));
             }
@@ -262,7 +314,7 @@ impl Judge<'_> {
         }
     }
 
-    fn agent(&mut self, row: &Row, events: &[&Event], life: &Seen, rows: &[Row]) {
+    fn agent(&mut self, row: &Row, events: &[&Event], life: &Seen) {
         let ended = self.transitions(row, events);
         let end = format!("{} {}", row.state, row.reason.as_deref().unwrap_or("-"));
         *self.report.ends.entry(end).or_default() += 1;
@@ -283,7 +335,8 @@ impl Judge<'_> {
                 }
             }
         }
-        self.on_time(row, life, rows);
+        self.on_time(row, life);
+        self.taken_up(row, events, life, ended);
     }
 
     /// S3, S4, S10, L1: answers when the end was recorded.
@@ -336,8 +389,7 @@ impl Judge<'_> {
 
     /// S7, S8, S11.
     fn honesty(&mut self, row: &Row, events: &[&Event], life: &Seen) {
-        let hands =
-            self.touched(row.id, &["removed by hand", "killed by hand", "started by hand", "shim killed", "paused by hand", "frozen"]);
+        let hands = self.touched(row.id, &HANDS);
         let decided = events.iter().find(|event| event.state == "terminating").map(|event| event.at);
         if let Some(died) = life.dead
             && row.kind.endless()
@@ -353,6 +405,14 @@ impl Judge<'_> {
             && decided < deadline
         {
             self.violated("S7", Some(row.id), format!("decided on {} ms before its deadline", deadline - decided));
+        }
+        if row.reason.as_deref() == Some("ttl_expired")
+            && let (Some(died), Some(deadline)) = (life.dead, row.expires_at)
+            && died + BLUR < deadline
+            && row.exit_code.is_some_and(|code| code > 128)
+            && !hands
+        {
+            self.violated("S7", Some(row.id), format!("dead {} ms before its deadline", deadline - died));
         }
         // What a start may fail from: a fault of Docker's in the minute that it may take.
         let sick = row
@@ -380,7 +440,7 @@ impl Judge<'_> {
     }
 
     /// L3, L4.
-    fn on_time(&mut self, row: &Row, life: &Seen, rows: &[Row]) {
+    fn on_time(&mut self, row: &Row, life: &Seen) {
         let (Some(died), true) = (life.dead, row.state == "expired") else { return };
         if self.touched(row.id, &[]) {
             return;
@@ -390,24 +450,82 @@ impl Judge<'_> {
         let due_at = decided + (row.grace * 1000.0) as Millis;
         let late = (died - due_at).max(0);
         let healthy = self.health.between(due_at, died);
-        self.lateness.push(late);
-        self.healthy.push(healthy);
+        self.times.late.push(late);
+        self.times.healthy.push(healthy);
         for fault in self.faults.iter().filter(|f| f.began < died && decided < f.ended) {
             let worst = self.report.worst.entry(fault.fault.clone()).or_default();
             *worst = (*worst).max(healthy);
         }
         // Whoever is due in the same moments waits for the same daemon.
-        let crowd = rows.iter().filter(|other| due(other).is_some_and(|at| at > decided - 10_000 && at < died)).count();
+        let crowd = Busy::between(&self.busy.ends, decided - 10_000, died);
         // One that is cut off is as good as dead to whom it serves.
         let fell = |f: &Injected| f.struck.or(f.fault.starts_with("cut from").then_some(f.began));
         let replica_died = self.faults.iter().any(|f| fell(f).is_some_and(|at| at > decided - 10_000 && at < died));
-        let bound = 2000 + BLUR + i64::try_from(crowd).unwrap() * 1000 / KILLS_PER_SECOND + if replica_died { 2000 } else { 0 };
+        let bound = 2000 + BLUR + crowd * 1000 / self.plan.daemon_rate + if replica_died { 2000 } else { 0 };
         if healthy > bound {
             self.violated(
                 "L3",
                 Some(row.id),
                 format!("died {healthy} ms of healthy time too late ({late} ms in all); {bound} are allowed"),
             );
+        }
+    }
+
+    /// L1, L2: a wish is taken up, and an end is seen.
+    fn taken_up(&mut self, row: &Row, events: &[&Event], life: &Seen, ended: Option<Millis>) {
+        if self.touched(row.id, &[]) {
+            return;
+        }
+        let at = |state: &str| events.iter().find(|event| event.kind == "state" && event.state == state).map(|event| event.at);
+        let begun = events.iter().find(|event| event.kind == "state" && event.state != "pending").map(|event| event.at);
+        if let Some(asked) = at("pending") {
+            let until = begun.unwrap_or(self.course.ended);
+            let took = self.health.between(asked, until);
+            self.times.start.push(took);
+            let crowd = Busy::between(&self.busy.starts, asked - 30_000, until);
+            if took > TAKEN_UP + crowd * 1000 / self.plan.daemon_rate {
+                self.violated("L2", Some(row.id), format!("waited {took} ms of healthy time for its start, beside {crowd} others"));
+            }
+        }
+        if let (Some(died), Some(ended), None) = (life.dead, ended, at("terminating")) {
+            let took = self.health.between(died, ended);
+            self.times.recorded.push(took);
+            let crowd = Busy::between(&self.busy.ends, died - 10_000, ended);
+            if took > TAKEN_UP + crowd * 1000 / self.plan.daemon_rate {
+                self.violated("L1", Some(row.id), format!("its end was recorded {took} ms of healthy time after it"));
+            }
+        }
+    }
+
+    /// S2, also for what a client never heard of.
+    fn one_for_each_key(&mut self, rows: &[Row]) {
+        let mut keys: HashMap<&str, Vec<Uuid>> = HashMap::new();
+        for row in rows {
+            keys.entry(row.key.as_deref().unwrap_or_default()).or_default().push(row.id);
+        }
+        for (key, agents) in keys.into_iter().filter(|(_, agents)| agents.len() > 1) {
+            self.violated("S2", None, format!("{} agents were submitted under the key {key}: {agents:?}", agents.len()));
+        }
+    }
+
+    /// S17.
+    fn capacity(&mut self, seen: &HashMap<Uuid, Seen>) {
+        let mut steps: Vec<(Millis, i32)> = Vec::new();
+        for life in seen.values() {
+            let until = life.dead.or(life.last_alive);
+            if let (Some((born, _)), Some(until)) = (life.born.first(), until) {
+                steps.extend([(*born, 1), (until - BLUR, -1)]);
+            }
+        }
+        steps.sort_unstable();
+        let mut alive = 0;
+        for (_, step) in steps {
+            alive += step;
+            self.report.most_alive = self.report.most_alive.max(usize::try_from(alive).unwrap_or_default());
+        }
+        if self.report.most_alive > self.plan.capacity {
+            let detail = format!("{} lived on a host that may carry {}", self.report.most_alive, self.plan.capacity);
+            self.violated("S17", None, detail);
         }
     }
 

@@ -11,13 +11,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::harness::eventually;
+use crate::harness::network::ip;
 use crate::harness::replica::sundown;
 
-/// How long a start is leased in a run: short, so that many may be lost in it.
-pub const LEASE: Duration = Duration::from_secs(3);
 const PORT: u16 = 7117;
 
 /// Which way packets are lost.
@@ -32,9 +31,9 @@ pub enum Way {
 
 pub struct Fleet {
     name: String,
-    network: String,
     log: PathBuf,
     variables: Vec<(String, String)>,
+    defect: Option<String>,
     slots: Vec<Slot>,
     haproxy: Option<Child>,
     /// Where clients knock.
@@ -51,9 +50,9 @@ struct Slot {
 
 impl Fleet {
     /// As many namespaces, and a load balancer before them; no replica runs yet.
-    pub fn new(bridge: &str, own: &str, count: u8, log: &Path, variables: &[(&str, &str)]) -> Self {
+    pub fn new(bridge: &str, own: &str, count: u8, log: &Path, variables: &[(&str, &str)], defect: Option<String>) -> Self {
         let name = bridge.to_owned();
-        let network = own.rsplit_once('.').unwrap().0.to_owned();
+        let network = own.rsplit_once('.').unwrap().0;
         let mut slots = Vec::new();
         for number in 0..count {
             let namespace = format!("{name}-{number}");
@@ -69,7 +68,7 @@ impl Fleet {
         }
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let mut fleet = Self { name, network, log: log.to_owned(), variables, slots, haproxy: None, door: format!("127.0.0.1:{port}") };
+        let mut fleet = Self { name, log: log.to_owned(), variables, defect, slots, haproxy: None, door: format!("127.0.0.1:{port}") };
         fleet.balance();
         fleet
     }
@@ -97,11 +96,6 @@ impl Fleet {
 
     pub fn count(&self) -> usize {
         self.slots.len()
-    }
-
-    /// The network's own part of an address, as in `10.1.2`.
-    pub fn network(&self) -> &str {
-        &self.network
     }
 
     /// Starts one that does not run, and starts it again whenever it ends by itself.
@@ -139,6 +133,10 @@ impl Fleet {
         }
         command.env("SUNDOWN_LISTEN", format!("{}:{PORT}", slot.address)).env("SUNDOWN_LOG", "info,sundown=debug");
         command.envs(self.variables.iter().map(|(name, value)| (name, value))).envs(more.iter().copied());
+        // A replica that is broken on purpose may be killed at a point besides.
+        let points = more.iter().filter(|(name, _)| *name == "FAILPOINTS").map(|(_, points)| (*points).to_owned());
+        let points: Vec<String> = self.defect.iter().map(|defect| format!("defect.{defect}=return")).chain(points).collect();
+        command.env("FAILPOINTS", points.join(";"));
         let log = File::options().create(true).append(true).open(self.log.join(format!("replica-{n}.log"))).unwrap();
         slot.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
         slot.looked_after = false;
@@ -256,11 +254,6 @@ impl Drop for Fleet {
     }
 }
 
-fn ip(args: &[&str]) {
-    let output = Command::new("ip").args(args).output().expect("iproute2 is installed: run scripts/test");
-    assert!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// One request on a connection of its own: status and body.
 pub async fn http(
     address: &str,
@@ -287,9 +280,4 @@ pub async fn http(
         Ok((status, body.to_owned()))
     };
     timeout(patience, exchange).await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
-}
-
-/// How long something lasted.
-pub fn since(began: Instant) -> f64 {
-    began.elapsed().as_secs_f64()
 }

@@ -10,19 +10,16 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::cluster::Cluster;
 use super::fleet::http;
-use super::record::{Call, Dir, Journal, Kind, Op, Said, now};
+use super::record::{Call, Dir, Journal, Kind, Op, Plan, Said, now};
 
 /// A replica that cannot reach the database says so within two seconds; the load balancer gives one that says nothing four, three times.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Agents under way at once, so that two cores can keep up.
-const AT_ONCE: usize = 24;
-
 pub struct Load {
     pub door: String,
     pub image: String,
@@ -39,12 +36,14 @@ impl Load {
 
     /// Submits until told to stop, and answers when everything that it began is done. One stream of numbers for each agent, so that what
     /// becomes of one changes no other.
-    pub async fn run(self: Arc<Self>, seed: u64, per_second: f64, stop: CancellationToken) {
-        let places = Arc::new(Semaphore::new(AT_ONCE));
+    pub async fn run(self: Arc<Self>, plan: Plan, stop: CancellationToken) {
+        let places = Arc::new(Semaphore::new(plan.at_once));
+        let mut ticks = interval(Duration::from_secs_f64(1.0 / plan.rate));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut agents = tokio::task::JoinSet::new();
         let mut number = 0;
         while !stop.is_cancelled() {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let mut rng = ChaCha8Rng::seed_from_u64(plan.seed);
             rng.set_stream(number);
             number += 1;
             let place = Arc::clone(&places).acquire_owned().await.unwrap();
@@ -53,7 +52,7 @@ impl Load {
                 load.one(&mut rng).await;
                 drop(place);
             });
-            sleep(Duration::from_secs_f64(1.0 / per_second)).await;
+            ticks.tick().await;
             while agents.try_join_next().is_some_and(|done| done.is_ok()) {}
         }
         while let Some(done) = agents.join_next().await {
@@ -80,6 +79,10 @@ impl Load {
             11..14 => self.hang_up(&key, kind, &script, ttl, grace).await,
             _ => {
                 let Some(agent) = self.post(&key, kind, &script, ttl, grace).await else { return };
+                if rng.random_bool(0.1) {
+                    // A client that has forgotten its answer.
+                    self.post(&key, kind, &script, ttl, grace).await;
+                }
                 match kind {
                     Kind::Deleted => {
                         sleep(Duration::from_millis(rng.random_range(0..4000))).await;
@@ -95,17 +98,17 @@ impl Load {
         }
     }
 
-    fn body(&self, script: &str, ttl: f64, grace: f64, kind: Kind) -> Value {
+    fn body(&self, key: &str, script: &str, ttl: f64, grace: f64, kind: Kind) -> Value {
         let memory = if kind == Kind::Oom { 16 << 20 } else { 64 << 20 };
         json!({
             "image": self.image, "command": ["sh", "-c", script], "ttl": ttl, "max_ttl": 3600, "grace": grace, "memory": memory,
-            "labels": {"kind": name(kind)},
+            "labels": {"kind": name(kind), "key": key},
         })
     }
 
     /// Submits until there is an answer to rely on, always with the same key.
     async fn post(&self, key: &str, kind: Kind, script: &str, ttl: f64, grace: f64) -> Option<Uuid> {
-        let body = self.body(script, ttl, grace, kind).to_string();
+        let body = self.body(key, script, ttl, grace, kind).to_string();
         for _ in 0..20 {
             let began = now();
             let answer = http(&self.door, "POST", "/agents", &[("Idempotency-Key", key)], &body, PATIENCE).await;
@@ -168,8 +171,8 @@ impl Load {
             let transaction = client.transaction().await.ok()?;
             let memory: i64 = if kind == Kind::Oom { 16 << 20 } else { 64 << 20 };
             let statement = "select sundown.submit(image => $1, command => array['sh', '-c', $2], ttl => make_interval(secs => $3),
-                max_ttl => '1h', grace => make_interval(secs => $4), memory => $5, labels => jsonb_build_object('kind', $6::text))";
-            let row = transaction.query_one(statement, &[&self.image, &script, &ttl, &grace, &memory, &name(kind)]).await.ok()?;
+                max_ttl => '1h', grace => make_interval(secs => $4), memory => $5, labels => jsonb_build_object('kind', $6::text, 'key', $7::text))";
+            let row = transaction.query_one(statement, &[&self.image, &script, &ttl, &grace, &memory, &name(kind), &key]).await.ok()?;
             agent = Some(row.get(0));
             if commits { transaction.commit().await.ok() } else { transaction.rollback().await.ok() }
         };
@@ -183,7 +186,7 @@ impl Load {
     /// Sends the request and leaves before the answer.
     async fn hang_up(&self, key: &str, kind: Kind, script: &str, ttl: f64, grace: f64) {
         let began = now();
-        let body = self.body(script, ttl, grace, kind).to_string();
+        let body = self.body(key, script, ttl, grace, kind).to_string();
         if let Ok(mut stream) = tokio::net::TcpStream::connect(&self.door).await {
             let head =
                 format!("POST /agents HTTP/1.1\r\nHost: chaos\r\nIdempotency-Key: {key}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
@@ -212,14 +215,12 @@ fn script(kind: Kind, rng: &mut ChaCha8Rng) -> (String, f64, f64) {
             } else {
                 format!("sleep {}.{}; ", rng.random_range(0..3), rng.random_range(1..10))
             };
-            (format!("echo begun; {pause}exit {code}"), 120.0, 1.0)
+            (format!("echo begun; {pause}exit {code}"), 60.0, 1.0)
         }
-        Kind::Oom => ("echo begun; x=x; while true; do x=$x$x; done".to_owned(), 120.0, 1.0),
+        Kind::Oom => ("echo begun; x=a; while :; do x=$x$x; done".to_owned(), 60.0, 1.0),
         Kind::Expires => ("echo begun; exec sleep 9999".to_owned(), f64::from(rng.random_range(10..60)) / 10.0, 2.0),
-        Kind::Stubborn => {
-            ("echo begun; trap '' TERM; while true; do sleep 1; done".to_owned(), f64::from(rng.random_range(15..50)) / 10.0, 1.0)
-        }
-        Kind::Deleted => ("echo begun; exec sleep 9999".to_owned(), 120.0, 2.0),
+        Kind::Stubborn => ("echo begun; trap '' TERM; sleep 9999".to_owned(), f64::from(rng.random_range(15..50)) / 10.0, 1.0),
+        Kind::Deleted => ("echo begun; exec sleep 9999".to_owned(), 40.0, 2.0),
         Kind::Extended => ("echo begun; exec sleep 9999".to_owned(), 5.0, 1.0),
     }
 }

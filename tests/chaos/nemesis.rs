@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bollard::query_parameters::RemoveContainerOptionsBuilder;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::seq::IndexedRandom;
@@ -17,12 +18,13 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::fleet::{LEASE, Way};
+use super::daemon::Daemon;
+use super::fleet::Way;
 use super::record::{Injected, Journal, Millis, TakenOver, now};
 use super::world::World;
 
 /// Points of a life at which a replica may be killed, or stopped until its lease is over.
-pub const POINTS: [&str; 17] = [
+pub const POINTS: [&str; 16] = [
     "launch.before_create",
     "launch.created",
     "launch.recorded",
@@ -39,7 +41,6 @@ pub const POINTS: [&str; 17] = [
     "finish.observed",
     "finish.removed",
     "finish.recorded",
-    "none",
 ];
 
 /// What happens to replicas.
@@ -78,6 +79,9 @@ pub const GROUND: [&str; 29] = [
     "cut from docker",
 ];
 
+/// Of these, what needs a real daemon: its processes, its control groups, packets to it.
+pub const REAL: [&str; 5] = ["containerd silent", "dockerd restart", "shim killed", "frozen", "cut from docker"];
+
 /// A moment that does not come is not waited for any longer.
 const MOMENT: Duration = Duration::from_secs(12);
 
@@ -104,10 +108,10 @@ impl Nemesis {
         while !self.stop.is_cancelled() {
             let Some(fault) = faults.choose(&mut rng).cloned() else { return };
             let pause = Duration::from_millis(rng.random_range(300..2500));
-            let point = *POINTS[..16].choose(&mut rng).unwrap();
+            let point = self.world.plan.points.choose(&mut rng).cloned().unwrap_or_default();
             let began = now();
             let mut deed = Deed::default();
-            self.inflict(&fault, point, &mut rng, &mut deed).await;
+            self.inflict(&fault, &point, &mut rng, &mut deed).await;
             let fault = if fault.ends_with(" at") { format!("{fault} {point}") } else { fault };
             let Deed { what, touched, struck, fired } = deed;
             self.journal.write(&Injected { fault, began, ended: now(), what, touched, struck, fired });
@@ -168,7 +172,7 @@ impl Nemesis {
         } else {
             self.held(n, now()).await;
             if act == "stop" {
-                sleep(LEASE + Duration::from_secs(1)).await;
+                sleep(Duration::from_millis(self.world.plan.lease.unsigned_abs() + 1000)).await;
                 world.fleet.lock().await.signal(n, Signal::SIGCONT);
                 sleep(Duration::from_millis(500)).await;
             }
@@ -442,7 +446,21 @@ impl Nemesis {
     async fn daemon(&self, fault: &str, long: Duration, deed: &mut Deed) {
         deed.fired = true;
         deed.what = format!("{long:?}");
-        let mut dockerd = self.world.dockerd.lock().await;
+        let mut dockerd = match &*self.world.daemon {
+            Daemon::Real(dockerd) => dockerd.lock().await,
+            Daemon::Small(small) => {
+                match fault {
+                    "dockerd killed" => small.fake.down(),
+                    _ => small.fall_silent(),
+                }
+                sleep(long).await;
+                match fault {
+                    "dockerd killed" => small.fake.up(),
+                    _ => small.go_on(),
+                }
+                return;
+            }
+        };
         match fault {
             "dockerd killed" | "dockerd restart" => {
                 dockerd.down(if fault == "dockerd killed" { Signal::SIGKILL } else { Signal::SIGTERM }).await;
@@ -486,24 +504,22 @@ impl Nemesis {
         let Some((agent, container)) = found else { return };
         deed.touched.push(agent);
         deed.what = format!("agent {agent}");
-        let docker = async |args: &[&str]| {
-            let mut all = vec!["-H", &world.docker_endpoint];
-            all.extend(args);
-            timeout(Duration::from_secs(20), Command::new("docker").args(all).output())
-                .await
-                .is_ok_and(|done| done.is_ok_and(|o| o.status.success()))
-        };
+        let docker = &world.docker;
+        let kill_it = async || done(docker.kill_container(&container, None)).await;
         deed.fired = match fault {
-            "removed by hand" => docker(&["rm", "-f", &container]).await,
-            "killed by hand" => docker(&["kill", &container]).await,
+            "removed by hand" => {
+                let force = RemoveContainerOptionsBuilder::new().force(true).build();
+                done(docker.remove_container(&container, Some(force))).await
+            }
+            "killed by hand" => kill_it().await,
             // The deadline passes meanwhile, or the agent is let go on.
             "paused by hand" => {
-                let done = docker(&["pause", &container]).await;
+                let paused = done(docker.pause_container(&container)).await;
                 sleep(long).await;
-                docker(&["unpause", &container]).await;
-                done
+                let _ended_meanwhile = done(docker.unpause_container(&container)).await;
+                paused
             }
-            "started by hand" => docker(&["kill", &container]).await && docker(&["start", &container]).await,
+            "started by hand" => kill_it().await && done(docker.start_container(&container, None)).await,
             "shim killed" => {
                 let shims = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
                 let ours = shims.filter(|pid| {
@@ -559,6 +575,11 @@ impl Nemesis {
         })
         .await
     }
+}
+
+/// Whether a call to the daemon was answered well, in time.
+async fn done<T>(call: impl Future<Output = Result<T, bollard::errors::Error>>) -> bool {
+    timeout(Duration::from_secs(20), call).await.is_ok_and(|answer| answer.is_ok())
 }
 
 /// Where a container is frozen, and the words that freeze and thaw it.

@@ -1,5 +1,5 @@
-//! Watches what lives, from the kernel: control groups and `/proc`, never the daemon's own word for it. And asks, a few times a second,
-//! whether the parts answer.
+//! Watches what lives, from the kernel: control groups and `/proc`, never the daemon's own word for it; of the small daemon, from its own
+//! record. And asks, a few times a second, whether the parts answer.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use uuid::Uuid;
 
 use super::cluster::Cluster;
+use super::daemon::Daemon;
 use super::fleet::Fleet;
-use super::record::{Beat, Dir, Millis, Probe, Sign, now};
+use super::record::{Beat, Dir, Journal, Millis, Probe, Sign, now};
 
 /// Between two looks at the control groups.
 const STEP: Duration = Duration::from_millis(50);
@@ -30,15 +31,42 @@ fn groups() -> PathBuf {
         .to_owned()
 }
 
-/// A thread, so that nothing that the run does holds it up.
-pub struct Observer {
-    stop: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
+/// Whoever watches.
+pub enum Observer {
+    /// The kernel: a thread, so that nothing that the run does holds it up.
+    Kernel { stop: Arc<AtomicBool>, thread: std::thread::JoinHandle<()> },
+    /// The small daemon's own record of every life, which no fault can falsify.
+    Record { daemon: Arc<Daemon>, journal: Journal, task: tokio::task::JoinHandle<()> },
 }
 
 impl Observer {
+    pub async fn start(daemon: &Arc<Daemon>, dir: &Dir) -> Self {
+        match &**daemon {
+            Daemon::Real(dockerd) => Self::of_the_kernel(dockerd.lock().await.dir().join("data"), dir),
+            Daemon::Small(_) => {
+                let journal = dir.journal("beats.jsonl");
+                let task = tokio::spawn(follow(Arc::clone(daemon), journal.clone()));
+                Self::Record { daemon: Arc::clone(daemon), journal, task }
+            }
+        }
+    }
+
+    /// Writes down what is left to say.
+    pub fn stop(self) {
+        match self {
+            Self::Kernel { stop, thread } => {
+                stop.store(true, Ordering::Relaxed);
+                thread.join().unwrap();
+            }
+            Self::Record { daemon, journal, task } => {
+                task.abort();
+                recorded(&daemon, &journal);
+            }
+        }
+    }
+
     /// Watches the containers of the daemon whose data are in `data`.
-    pub fn start(data: PathBuf, dir: &Dir) -> Self {
+    fn of_the_kernel(data: PathBuf, dir: &Dir) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let journal = dir.journal("beats.jsonl");
         let told = Arc::clone(&stop);
@@ -67,13 +95,53 @@ impl Observer {
                 }
             }
         });
-        Self { stop, thread: Some(thread) }
+        Self::Kernel { stop, thread }
     }
+}
 
-    /// Writes down what is left to say.
-    pub fn stop(mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap();
+/// Which containers the small daemon keeps, looked at again and again.
+async fn follow(daemon: Arc<Daemon>, journal: Journal) {
+    let Daemon::Small(small) = &*daemon else { return };
+    let mut kept: HashMap<String, Uuid> = HashMap::new();
+    let mut ticks = interval(STEP * 2);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        ticks.tick().await;
+        let there: HashMap<String, Uuid> =
+            small.fake.containers().into_iter().filter_map(|seen| Some((seen.id, of_agent(&seen.name)?))).collect();
+        let beat = |what, container: &String, agent: &Uuid| {
+            journal.write(&Beat { at: now(), container: container.clone(), agent: *agent, what });
+        };
+        for (container, agent) in there.iter().filter(|(container, _)| !kept.contains_key(*container)) {
+            beat(Sign::Kept, container, agent);
+        }
+        for (container, agent) in kept.iter().filter(|(container, _)| !there.contains_key(*container)) {
+            beat(Sign::Forgotten, container, agent);
+        }
+        kept = there;
+    }
+}
+
+fn of_agent(name: &str) -> Option<Uuid> {
+    name.strip_prefix("sundown-")?.parse().ok()
+}
+
+/// Every life that the small daemon has seen.
+fn recorded(daemon: &Daemon, journal: &Journal) {
+    let Daemon::Small(small) = daemon else { return };
+    let (here, at) = (now(), Instant::now());
+    let millis = |instant: Instant| here - i64::try_from(at.saturating_duration_since(instant).as_millis()).unwrap();
+    for life in small.fake.lives() {
+        let Some(agent) = of_agent(&life.container) else { continue };
+        let beat = |at, what| journal.write(&Beat { at, container: life.id.clone(), agent, what });
+        beat(millis(life.started), Sign::Born);
+        match life.ended {
+            Some((ended, _)) => {
+                beat(millis(ended), Sign::Alive);
+                beat(millis(ended), Sign::Dead);
+            }
+            None => beat(here, Sign::Alive),
+        }
     }
 }
 

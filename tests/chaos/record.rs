@@ -187,6 +187,8 @@ pub struct Row {
     pub grace: f64,
     /// How often its output says that it began; `None`: no output was kept.
     pub begun: Option<i64>,
+    /// Under which its client submitted it.
+    pub key: Option<String>,
 }
 
 /// What was there beside the agents, and must be untouched.
@@ -198,6 +200,22 @@ pub struct Decoy {
     pub process: Option<(i32, u64)>,
 }
 
+/// What goes wrong by itself at the small daemon on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sky {
+    /// Nothing.
+    Calm,
+    /// Latency, errors, lost answers, hangs, truncated and empty answers, containers that vanish, events that never come.
+    Rough,
+    /// No event ever comes.
+    NoEvents,
+    /// Half of the lists are empty.
+    EmptyLists,
+    /// Lists take their time.
+    SlowLists,
+}
+
 /// A run as a whole.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Plan {
@@ -205,12 +223,26 @@ pub struct Plan {
     pub seconds: u64,
     /// Agents submitted in a second.
     pub rate: f64,
+    /// At most so many under way at once, as far as their clients know.
+    pub at_once: usize,
+    /// How many agents the host may carry.
+    pub capacity: usize,
+    /// `None`: on a real daemon; else on the small one on the wire, under this sky.
+    pub sky: Option<Sky>,
     /// PgBouncer, in transaction mode, stands before Postgres, and there is no way around it.
     pub pooled: bool,
     /// Of each lane.
     pub faults: Vec<Vec<String>>,
+    /// Where replicas are killed, or stopped.
+    pub points: Vec<String>,
     /// Milliseconds: how long a start is leased.
     pub lease: Millis,
+    /// Containers that the daemon starts, and ends, in a second, when many are due at once.
+    pub daemon_rate: i64,
+    /// Seconds that the last agents may take, once everything is healed.
+    pub quiet: u64,
+    /// A way in which the replicas are broken, on purpose.
+    pub defect: Option<String>,
 }
 
 /// How a run went.

@@ -1,6 +1,7 @@
 //! One run: a plan made from a seed, a world, clients and faults for as long as the plan says; then everything is healed, and nobody may
 //! be left.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,30 +13,33 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::check::Report;
-use super::fleet::LEASE;
+use super::daemon::Daemon;
 use super::load::Load;
-use super::nemesis::{GROUND, Nemesis, REPLICAS};
+use super::nemesis::{GROUND, Nemesis, POINTS, REAL, REPLICAS};
 use super::observe::{Observer, probe};
-use super::record::{Course, Dir, Event, Plan, Row, now};
+use super::record::{Course, Dir, Event, Injected, Journal, Plan, Row, Sky, now};
 use super::world::World;
-use crate::harness::dockerd::IMAGE;
-
-/// How long the last agents may take, once all faults are healed: the longest ttl that is not cut short, and some more.
-const QUIET: Duration = Duration::from_secs(150);
+use crate::fake_docker::End;
 
 /// Half of the runs have faults of all kinds, the others of a few: then each of them is met more often.
-pub fn plan(seed: u64, seconds: u64) -> Plan {
+pub fn plan(seed: u64, seconds: u64, sky: Option<Sky>) -> Plan {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let few = rng.random_bool(0.5);
     let mut some = |all: &[&str], count: usize| -> Vec<String> {
         let chosen = if few { all.sample(&mut rng, count).copied().collect() } else { all.to_vec() };
         chosen.into_iter().map(str::to_owned).collect()
     };
-    let faults = vec![some(&REPLICAS, 4), some(&GROUND, 8)];
+    let ground: Vec<&str> = GROUND.into_iter().filter(|fault| sky.is_none() || !REAL.contains(fault)).collect();
+    let faults = vec![some(&REPLICAS, 4), some(&ground, 8)];
     let pooled = rng.random_bool(0.3);
-    Plan { seed, seconds, rate: 1.6, pooled, faults, lease: i64::try_from(LEASE.as_millis()).unwrap() }
+    let points = POINTS.map(str::to_owned).to_vec();
+    // The real daemon starts a few containers in a second; the small one is held up by nothing but the machine.
+    let (rate, at_once, capacity, daemon_rate) = if sky.is_none() { (1.6, 24, 40, 8) } else { (30.0, 400, 600, 60) };
+    let quiet = 150;
+    Plan { seed, seconds, rate, at_once, capacity, sky, pooled, faults, points, lease: 3000, daemon_rate, quiet, defect: None }
 }
 
 /// A new directory for a run.
@@ -48,9 +52,10 @@ pub fn directory(root: &Path, seed: u64) -> Dir {
 /// Does what the plan says, and writes everything down.
 pub async fn run(plan: &Plan, dir: &Dir) {
     dir.save("plan.json", plan);
-    let world = World::new(dir, 3, plan.pooled).await;
+    let world = World::new(dir, 3, plan).await;
     let before = world.decoys().await;
-    let observer = Observer::start(world.dockerd.lock().await.dir().join("data"), dir);
+    let observer = Observer::start(&world.daemon, dir).await;
+    world.daemon.begin();
     let addresses = {
         let fleet = world.fleet.lock().await;
         (0..fleet.count()).map(|n| fleet.address(n)).collect()
@@ -60,8 +65,8 @@ pub async fn run(plan: &Plan, dir: &Dir) {
 
     let (stop, no_more) = (CancellationToken::new(), CancellationToken::new());
     let door = world.fleet.lock().await.door.clone();
-    let load = Load::new(&door, IMAGE, Arc::clone(&world.cluster), dir);
-    let clients = tokio::spawn(Arc::clone(&load).run(plan.seed, plan.rate, no_more.clone()));
+    let load = Load::new(&door, world.daemon.image(), Arc::clone(&world.cluster), dir);
+    let clients = tokio::spawn(Arc::clone(&load).run(plan.clone(), no_more.clone()));
     let journal = dir.journal("faults.jsonl");
     let lanes = plan.faults.iter().zip(1_000_000..).map(async |(faults, stream)| {
         let nemesis = Nemesis { world: Arc::clone(&world), journal: journal.clone(), stop: stop.clone() };
@@ -76,6 +81,7 @@ pub async fn run(plan: &Plan, dir: &Dir) {
         stop.cancel();
     };
     tokio::join!(futures_util::future::join_all(lanes), clock);
+    world.daemon.heal();
     // Everything is healed now; clients still come for a while, and all that they began must end.
     let healed = now();
     sleep(Duration::from_secs(5)).await;
@@ -87,7 +93,8 @@ pub async fn run(plan: &Plan, dir: &Dir) {
     probes.abort();
     observer.stop();
     let slots = rows(&world, dir).await;
-    let course = Course { began, healed, ended: now(), after: World::still(&before), before, slots };
+    weathered(&world.daemon, dir, &journal);
+    let course = Course { began, healed, ended: now(), after: world.daemon.still(&before), before, slots };
     dir.save("course.json", &course);
 }
 
@@ -97,17 +104,31 @@ async fn quiet(world: &World) {
     let nobody = async {
         loop {
             let alive: i64 = client.query_one("select count(*) from sundown.agent_live", &[]).await.unwrap().get(0);
-            let dockerd = world.dockerd.lock().await;
-            let left = dockerd.names().iter().filter(|name| name.starts_with("sundown-")).count();
             // One of the containers that are not ours has such a name.
-            if alive == 0 && left <= 1 {
+            if alive == 0 && world.daemon.agents().await <= 1 {
                 return;
             }
             sleep(Duration::from_millis(500)).await;
             world.look_after().await;
         }
     };
-    let _what_is_left_is_judged = timeout(QUIET, nobody).await;
+    let _what_is_left_is_judged = timeout(Duration::from_secs(world.plan.quiet), nobody).await;
+}
+
+/// Writes down whom the weather met: it may hold up an end, and takes some containers away.
+fn weathered(daemon: &Daemon, dir: &Dir, journal: &Journal) {
+    let Daemon::Small(small) = daemon else { return };
+    let ended = now();
+    let write = |fault: &str, touched: Vec<Uuid>| {
+        let what = format!("{} agents", touched.len());
+        journal.write(&Injected { fault: fault.to_owned(), began: ended, ended, what, fired: !touched.is_empty(), touched, struck: None });
+    };
+    let vanished = small.fake.lives().into_iter().filter(|life| matches!(life.ended, Some((_, End::Vanished))));
+    write("vanished", vanished.filter_map(|life| life.agent?.parse().ok()).collect());
+    // The weather knows agents by their keys.
+    let keys: HashMap<String, Uuid> = dir.read::<Row>("rows.jsonl").into_iter().filter_map(|row| Some((row.key?, row.id))).collect();
+    let met: BTreeSet<Uuid> = small.fake.struck().iter().filter_map(|struck| keys.get(&struck.whom).copied()).collect();
+    write("weather", met.into_iter().collect());
 }
 
 /// Writes down what the database has, and answers how many slots are used.
@@ -138,7 +159,7 @@ async fn rows(world: &World, dir: &Dir) -> i64 {
         "select a.id, a.labels ->> 'kind', coalesce(l.state, o.state), coalesce(l.reason, o.reason), o.exit_code, o.container_id,
                 {}, {}, {}, extract(epoch from a.grace)::float8,
                 (select cardinality(regexp_split_to_array(convert_from(replace(encode(tail, 'escape'), '\\000', '')::bytea, 'UTF8'), 'begun')) - 1
-                   from sundown.agent_log g where g.id = a.id)::bigint
+                   from sundown.agent_log g where g.id = a.id)::bigint, a.labels ->> 'key'
            from sundown.agent a left join sundown.agent_live l using (id) left join sundown.agent_outcome o using (id)",
         millis("coalesce(l.expires_at, o.expires_at)"),
         millis("coalesce(l.decided_at, o.decided_at)"),
@@ -158,6 +179,7 @@ async fn rows(world: &World, dir: &Dir) -> i64 {
             finished_at: row.get(8),
             grace: row.get(9),
             begun: row.get(10),
+            key: row.get(11),
         });
     }
     client.query_one("select coalesce(sum(used), 0)::bigint from sundown.host_slot", &[]).await.unwrap().get(0)
@@ -180,6 +202,10 @@ pub fn tell(dir: &Dir, report: &Report) {
     println!(
         "  take-over of a start, ms: {:?}; longest orphan: {} ms; slowest answer: {} ms",
         report.take_over, report.orphan, report.slowest_answer
+    );
+    println!(
+        "  start, ms p50/p99/worst in healthy time: {:?}; record of an end: {:?}; most at one time: {}",
+        report.start, report.recorded, report.most_alive
     );
     println!("  worst in healthy time by fault, ms: {:?}", report.worst);
     for violation in &report.violations {

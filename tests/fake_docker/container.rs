@@ -235,6 +235,8 @@ impl Script {
 }
 
 fn step(statement: &str) -> Option<Step> {
+    // To a shell it makes no difference here.
+    let statement = statement.strip_prefix("exec ").unwrap_or(statement);
     let (word, rest) = statement.split_once(' ').unwrap_or((statement, ""));
     let write = |stderr, bytes| Some(Step::Write { stderr, bytes });
     match word {

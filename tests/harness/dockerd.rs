@@ -5,13 +5,13 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::eventually;
+use super::network::Bridge;
 use super::postgres::Scratch;
 
 /// The image that its agents run.
@@ -20,8 +20,7 @@ pub const IMAGE: &str = "sundown-fault:latest";
 /// The daemon. Root only: so are daemons.
 pub struct Dockerd {
     scratch: Scratch,
-    bridge: String,
-    address: String,
+    bridge: Bridge,
     on_network: bool,
     child: Option<Child>,
 }
@@ -34,17 +33,8 @@ impl Dockerd {
 
     /// Started, with an image, and with a door on its bridge if one is wanted.
     pub async fn start_on(on_network: bool) -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "a Docker daemon of its own needs root: run scripts/test");
-        static NUMBER: AtomicU8 = AtomicU8::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let pid = std::process::id();
-        let bridge = format!("sdf{}n{number}", pid % 1_000_000);
         // A bridge that is named is used as it is: without one the daemon would make, or remove, the docker0 of the other daemon.
-        run(Command::new("ip").args(["link", "add", "name", &bridge, "type", "bridge"]));
-        let address = format!("10.{}.{}.1", 200 + number, pid % 256);
-        let mut dockerd = Self { scratch: Scratch::new(), bridge, address, on_network, child: None };
-        run(Command::new("ip").args(["address", "add", &format!("{}/24", dockerd.address), "dev", &dockerd.bridge]));
-        run(Command::new("ip").args(["link", "set", &dockerd.bridge, "up"]));
+        let mut dockerd = Self { scratch: Scratch::new(), bridge: Bridge::new(), on_network, child: None };
         dockerd.up().await;
         dockerd.import();
         dockerd
@@ -54,9 +44,9 @@ impl Dockerd {
         self.scratch.path()
     }
 
-    /// The bridge that it was given, and our address on it.
-    pub fn network(&self) -> (&str, &str) {
-        (&self.bridge, &self.address)
+    /// The bridge that it was given.
+    pub fn bridge(&self) -> &Bridge {
+        &self.bridge
     }
 
     pub fn pid(&self) -> Pid {
@@ -65,7 +55,7 @@ impl Dockerd {
 
     /// Where it answers to whoever is on its bridge.
     pub fn tcp(&self) -> String {
-        format!("tcp://{}:2375", self.address)
+        format!("tcp://{}:2375", self.bridge.address)
     }
 
     fn socket(&self) -> PathBuf {
@@ -81,7 +71,7 @@ impl Dockerd {
         let dir = self.dir().to_owned();
         let log = File::options().append(true).create(true).open(dir.join("log")).unwrap();
         let mut command = Command::new("dockerd");
-        command.arg("--live-restore").arg("--host").arg(self.endpoint()).args(["--bridge", &self.bridge, "--iptables=false"]);
+        command.arg("--live-restore").arg("--host").arg(self.endpoint()).args(["--bridge", &self.bridge.name, "--iptables=false"]);
         if self.on_network {
             // Said outright, for it waits before it believes that nobody wants TLS.
             command.arg("--host").arg(self.tcp()).arg("--tls=false");
@@ -198,7 +188,6 @@ impl Drop for Dockerd {
         for mount in mounts.iter().rev() {
             let _gone = Command::new("umount").arg("-l").arg(mount).output();
         }
-        let _gone = Command::new("ip").args(["link", "delete", &self.bridge]).output();
         if std::thread::panicking() {
             let log = fs::read_to_string(self.dir().join("log")).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();

@@ -10,6 +10,7 @@ pub mod deadman;
 pub mod docker;
 pub mod dockerd;
 pub mod lives;
+pub mod network;
 pub mod pooler;
 pub mod postgres;
 pub mod replica;
