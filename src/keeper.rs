@@ -17,9 +17,10 @@ use uuid::Uuid;
 
 use crate::docker::{Docker, DockerError, Event, EventKind, Listed};
 use crate::error::Error;
+use crate::failpoint;
 use crate::finish;
 use crate::process;
-use crate::reconcile::{Action, reconcile};
+use crate::reconcile::{Action, failed, reconcile};
 use crate::replica::{Host, Link, Replica};
 use crate::sql::work::Claim;
 
@@ -72,7 +73,8 @@ pub async fn connect(replica: &Replica, host: &Host) -> Result<Arc<Link>, Troubl
     let docker = Docker::connect(&host.endpoint, replica.sql.installation()).await?;
     let description = docker.describe().await?;
     let uuid = docker.host_identity(proposal(replica, &docker).await?).await?;
-    let id = replica.sql.register_host(uuid, &description.hostname, &host.endpoint, host.capacity, None).await?;
+    let capacity = if failpoint::broken("no_capacity") { i32::MAX } else { host.capacity };
+    let id = replica.sql.register_host(uuid, &description.hostname, &host.endpoint, capacity, None).await?;
     if !description.live_restore {
         tracing::warn!(endpoint = host.endpoint, "live-restore is off: a restart of this daemon ends every agent on it");
     }
@@ -226,6 +228,9 @@ pub struct Kept {
 
 /// Holds the daemon's list against the rows.
 pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphans) -> Result<Kept, Trouble> {
+    if failpoint::broken("events_only") {
+        return Ok(Kept::default());
+    }
     // An idle host costs no query: with no row and no container there is nothing to hold against anything.
     if link.idle.load(Ordering::Acquire) && link.answered(link.docker.list()).await?.is_empty() {
         return Ok(Kept::default());
@@ -240,7 +245,10 @@ pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphan
             continue;
         }
         let alive = listed.iter().any(|l| l.id == *container && l.status.is_alive());
-        if !alive {
+        if !alive && failpoint::broken("absence_is_death") {
+            let facts = failed("vanished", None);
+            finish::end(replica, link, row, facts, None).await?;
+        } else if !alive {
             kept.ended += 1;
             judge_later(replica, link, row.clone());
         }
@@ -287,7 +295,7 @@ async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: 
     for stray in strays {
         let Some(agent) = stray.agent else { continue };
         let Some((_, known, live)) = known.iter().find(|(id, _, _)| *id == agent) else { continue };
-        if *live {
+        if *live && !failpoint::broken("hasty_reaper") {
             orphans.since.remove(&stray.id);
             continue;
         }
@@ -295,7 +303,8 @@ async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: 
         let ours = stray.of_agent().is_some();
         // Counted here from when we first saw it: never too early. Without a label, for ever.
         let allowed = if *known && ours { ORPHAN_GRACE } else { stray.longest_life().unwrap_or(Duration::MAX) };
-        if now.duration_since(since) < allowed {
+        let hasty = if *live { failpoint::broken("hasty_reaper") } else { !ours && failpoint::broken("foreign_reaper") };
+        if now.duration_since(since) < allowed && !hasty {
             if !(*known && ours) {
                 kept.reported += 1;
                 if orphans.reported.insert(stray.id.clone()) {

@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::docker::{ContainerSpec, Created, DockerError, Network, Started};
+use crate::docker::{ContainerSpec, Created, DockerError, Network, Signal, Started};
 use crate::error::Error;
 use crate::failpoint;
 use crate::finish;
@@ -73,7 +73,8 @@ pub async fn pass(replica: &Arc<Replica>, pause: &mut Duration) -> Result<Option
             }
             let room_ = i32::try_from(room).unwrap_or(1);
             let asked = Instant::now();
-            let placed = match replica.claims.place(link.id, replica.id(), room_, replica.start_lease, None).await? {
+            let lease = if failpoint::broken("lease_for_ever") { Duration::from_secs(3600) } else { replica.start_lease };
+            let placed = match replica.claims.place(link.id, replica.id(), room_, lease, None).await? {
                 Placed::Full => break,
                 Placed::Locked => {
                     contended = true;
@@ -175,13 +176,23 @@ async fn start(mut lane: Lane<'_>, mut row: Claim, spec: Option<Spec>) -> Result
     // A new agent has no container yet: the create itself finds out if it has.
     let mut seen = match &spec {
         Some(_) => Seen::Gone,
+        None if failpoint::broken("blind_rescue") => {
+            return finish::end(replica, link, &row, failed("start_timeout", None), None).await;
+        }
         None => match link.look(&row).await {
             Ok(seen) => seen,
             Err(error) => return finish::try_again(replica, &row, &error).await,
         },
     };
+    if let (true, None, Some(container)) = (failpoint::broken("no_look"), &spec, &row.container_id) {
+        let _sent = link.docker.start(container).await;
+    }
     loop {
         let step = match reconcile(&row, &seen) {
+            Action::Record(_) if failpoint::broken("no_adoption") => {
+                drop(lane);
+                return fail(replica, link, &row, "name_conflict", None).await;
+            }
             Action::Create | Action::Start(_) if !lane.enter().await => return Ok(()),
             Action::Create => create(replica, link, &row, spec.as_ref()).await?,
             Action::Record(container) => record(replica, &row, container).await?,
@@ -253,6 +264,9 @@ async fn create(replica: &Replica, link: &Link, row: &Claim, spec: Option<&Spec>
     Ok(match link.answered(link.docker.create(&container_spec(row.id, spec))).await {
         Ok(Created::New(container)) => {
             failpoint::hit("launch.created");
+            if failpoint::broken("record_after_start") {
+                let _sent = link.docker.start(&container).await;
+            }
             record(replica, row, container).await?
         }
         Ok(Created::NameTaken) => {
@@ -291,6 +305,13 @@ async fn running(replica: &Arc<Replica>, link: &Arc<Link>, row: Claim, container
     failpoint::hit("launch.running");
     replica.metrics.started.inc();
     replica.wakes.arm(due_in);
+    if failpoint::broken("timer_in_memory") {
+        let (docker, container) = (link.docker.clone(), container.to_owned());
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs_f64(due_in.max(0.0))).await;
+            let _sent = docker.signal(&container, Signal::Kill).await;
+        });
+    }
     tracing::info!(agent.id = %row.id, host = row.host, container, expires_in_s = due_in, "running");
     match seen {
         // Taken over after it ran to its end: its keeper may have looked already.

@@ -13,6 +13,7 @@ use tokio_postgres::{Config, NoTls, Row};
 use uuid::Uuid;
 
 use crate::error::Error;
+use crate::failpoint;
 
 pub mod door;
 pub mod work;
@@ -60,7 +61,11 @@ impl Sql {
     pub fn new(config: &Config, size: usize, bound: Duration) -> Result<Self, Error> {
         let installation: Arc<OnceLock<Uuid>> = Arc::default();
         let expected = Arc::clone(&installation);
-        let manager = Manager::from_config(config.clone(), NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+        let mut config = config.clone();
+        if failpoint::broken("unflushed") {
+            config.options("-c synchronous_commit=off");
+        }
+        let manager = Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
         let pool = Pool::builder(manager)
             .max_size(size)
             .runtime(Runtime::Tokio1)

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::docker::{Signal, Signalled};
@@ -19,7 +20,8 @@ use crate::finish;
 use crate::launcher;
 use crate::reconcile::{Action, reconcile};
 use crate::replica::{LAG, Link, Replica, STOP_LEASE};
-use crate::sql::work::Claim;
+use crate::sql::Now;
+use crate::sql::work::{Claim, Facts};
 
 /// How long a keeper keeps a host without renewing, at least; four ticks, if those are longer.
 pub const KEEPER_LEASE: Duration = Duration::from_secs(10);
@@ -121,7 +123,8 @@ impl Sweeper {
         }
         let low = if full { None } else { self.low };
         let asked = Instant::now();
-        let claimed = self.replica.claims.claim_due(&hosts, self.replica.id(), low, self.replica.start_lease, STOP_LEASE, None).await?;
+        let claims = &self.replica.claims;
+        let claimed = claims.claim_due(&hosts, self.replica.id(), low, self.replica.start_lease, STOP_LEASE, database_time()).await?;
         let count = claimed.len();
         if count > 0 {
             failpoint::hit("sweep.claimed");
@@ -141,7 +144,10 @@ impl Sweeper {
         let started = Instant::now();
         let look_below = full || started >= self.full_at;
         let low = if look_below { None } else { self.low };
-        let pace = replica.poll.mul_f64(if listening { RELAXED } else { 1.0 });
+        let mut pace = replica.poll.mul_f64(if listening { RELAXED } else { 1.0 });
+        if failpoint::broken("no_polling") {
+            pace = Duration::from_secs(3600);
+        }
         let ticks = replica.claims.tick(replica.id(), &hosts, KEEPER_LEASE.max(pace * 4), listening, low, None).await?;
         if look_below {
             // What a held snapshot makes slow is asked for seldom.
@@ -232,6 +238,12 @@ pub fn replica_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "replica".to_owned())
 }
 
+/// The instant that decides: none of ours.
+fn database_time() -> Now {
+    #[expect(clippy::disallowed_methods, reason = "a defect on purpose")]
+    failpoint::broken("local_clock").then(SystemTime::now)
+}
+
 /// One claim of everything that is due, for a pass without loops. Answers how many rows it took.
 pub async fn claim_once(replica: &Arc<Replica>) -> Result<usize, Error> {
     let hosts: Vec<(i32, f64)> = replica.reachable().iter().map(|link| (link.id, 0.0)).collect();
@@ -263,6 +275,8 @@ fn take(replica: &Arc<Replica>, row: Claim, asked: Instant) {
 
 /// The next step of a stop, with the row in our hands.
 async fn step(replica: &Arc<Replica>, link: &Link, mut row: Claim) -> Result<(), Error> {
+    static ONE_LANE: Semaphore = Semaphore::const_new(1);
+    let _lane = if failpoint::broken("one_lane") { ONE_LANE.acquire().await.ok() } else { None };
     // The intent is committed and the container is known to be ours: kill first, look afterwards.
     if let (true, false, Some(container)) = (row.killed, row.observed, row.container_id.clone()) {
         return kill(replica, link, &row, &container).await;
@@ -274,6 +288,9 @@ async fn step(replica: &Arc<Replica>, link: &Link, mut row: Claim) -> Result<(),
     failpoint::hit("stop.looked");
     match reconcile(&row, &seen) {
         Action::Signal(container) => {
+            if failpoint::broken("signal_before_intent") && link.docker.signal(&container, Signal::Term).await.is_ok() {
+                failpoint::hit("stop.signalled");
+            }
             let Some(at_once) = replica.sql.signalling(row.id, row.epoch, STOP_LEASE, None).await? else {
                 replica.lease_lost(row.id, "signal");
                 return Ok(());
@@ -299,6 +316,10 @@ async fn signal(replica: &Arc<Replica>, link: &Link, row: &Claim, container: &st
         Err(error) => return finish::try_again(replica, row, &error).await,
     }
     failpoint::hit("stop.signalled");
+    if failpoint::broken("end_before_death") {
+        let facts = Facts { state: "expired", reason: None, exit_code: None, oom_killed: None, error: None, tail: None };
+        return finish::end(replica, link, row, facts, None).await;
+    }
     replica.metrics.signals.inc();
     tracing::info!(agent.id = %row.id, host = row.host, grace_s = row.grace.as_secs_f64(), "stop signal sent");
     if let Some(due_in) = replica.sql.signalled(row.id, row.epoch, None).await? {

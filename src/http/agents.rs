@@ -15,6 +15,7 @@ use super::request::{Query, body, id, key};
 use super::routes::{Answer, ask, json};
 use super::{Caller, LONGEST_WAIT};
 use crate::agent::{Submission, extension, seconds};
+use crate::failpoint;
 use crate::wake::Wish;
 
 const STATES: [&str; 6] = ["pending", "running", "terminating", "succeeded", "failed", "expired"];
@@ -24,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// `POST /agents`
 pub async fn submit(caller: &Caller, request: Request<Incoming>) -> Answer {
     Query::of(&request)?.done()?;
-    let key = key(&request)?;
+    let key = key(&request)?.filter(|_| !failpoint::broken("no_key"));
     let submission = Submission::parse(&body(request).await?)?;
     let state = caller.state.clone();
     let (id, agent, is_new) = ask(async move {
@@ -114,6 +115,9 @@ pub async fn terminate(caller: &Caller, agent: &str, request: &Request<Incoming>
     let state = caller.state.clone();
     let actor = format!("http {}", caller.peer.ip().to_canonical());
     let record = ask(async move {
+        if failpoint::broken("delete_unwritten") {
+            return state.sql.get_agent(id).await;
+        }
         let after = state.sql.terminate(id, &actor).await?;
         if after == "terminating" {
             (state.poke)(Wish::Due(Duration::ZERO));
