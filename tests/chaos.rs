@@ -12,6 +12,8 @@ mod check;
 mod cluster;
 #[path = "chaos/daemon.rs"]
 mod daemon;
+#[path = "chaos/defects.rs"]
+mod defects;
 mod fake_docker;
 #[path = "chaos/fleet.rs"]
 mod fleet;
@@ -36,6 +38,19 @@ use record::Dir;
 /// A number that the caller may set.
 fn setting<T: std::str::FromStr>(name: &str, otherwise: T) -> T {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+/// The same for a minute and a half, each time that all tests run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ninety_seconds_of_faults_break_no_promise_on_a_real_daemon() {
+    let plan = run::plan(1, 90, None);
+    let dir = run::directory(&std::env::temp_dir().join("sundown-chaos"), plan.seed);
+    run::run(&plan, &dir).await;
+    let report = check::check(&dir);
+    run::tell(&dir, &report);
+    assert!(report.violations.is_empty(), "promises were broken; the run is in {}", dir.path().display());
+    run::counts(&report);
+    run::forget(&dir);
 }
 
 /// Runs for `SUNDOWN_CHAOS_MINUTES` (default: 2), in worlds of at most ten minutes each, from `SUNDOWN_CHAOS_SEED` on.

@@ -169,7 +169,7 @@ pub fn check(dir: &Dir) -> Report {
         #[expect(clippy::cast_precision_loss, reason = "a share, for people")]
         healthy: health.between(course.began, course.ended) as f64 / (course.ended - course.began).max(1) as f64,
         agents: rows.len(),
-        containers: seen.values().filter(|life| !life.born.is_empty()).count(),
+        containers: rows.iter().filter(|row| seen.get(&row.id).is_some_and(|life| !life.born.is_empty())).count(),
         ..Report::default()
     };
     for fault in &faults {
@@ -191,7 +191,7 @@ pub fn check(dir: &Dir) -> Report {
         judge.agent(row, told.get(&row.id).map_or(&[][..], Vec::as_slice), seen.get(&row.id).unwrap_or(&none));
     }
     judge.one_for_each_key(&rows);
-    judge.capacity(&seen);
+    judge.capacity(rows.iter().filter_map(|row| seen.get(&row.id)));
     judge.take_overs(&dir.read::<TakenOver>("taken.jsonl"));
     if course.before != course.after {
         judge.violated("S9", None, format!("foreign containers were touched: {:?}, then {:?}", course.before, course.after));
@@ -426,7 +426,7 @@ impl Judge<'_> {
             // A daemon that was away when it ended may not know how: 255, it says.
             ("failed", Some("exited"), _) if row.exit_code == Some(255) => hands || sick,
             ("failed", Some("exited" | "vanished"), _) => hands,
-            ("failed", Some("start_failed" | "start_timeout"), _) => sick,
+            ("failed", Some("start_failed" | "start_timeout"), _) => sick || hands,
             ("expired", Some("ttl_expired"), Kind::Exits(_) | Kind::Oom) => hands || sick,
             ("expired", Some("ttl_expired"), Kind::Deleted) => row.expires_at.is_some_and(|at| row.decided_at >= Some(at)),
             ("expired", Some("terminated"), kind) => kind == Kind::Deleted,
@@ -487,12 +487,15 @@ impl Judge<'_> {
                 self.violated("L2", Some(row.id), format!("waited {took} ms of healthy time for its start, beside {crowd} others"));
             }
         }
-        if let (Some(died), Some(ended), None) = (life.dead, ended, at("terminating")) {
-            let took = self.health.between(died, ended);
+        if let Some(died) = life.dead
+            && at("terminating").is_none_or(|decided| decided > died + BLUR)
+        {
+            let until = at("terminating").or(ended).unwrap_or(self.course.ended);
+            let took = self.health.between(died, until);
             self.times.recorded.push(took);
-            let crowd = Busy::between(&self.busy.ends, died - 10_000, ended);
+            let crowd = Busy::between(&self.busy.ends, died - 10_000, until);
             if took > TAKEN_UP + crowd * 1000 / self.plan.daemon_rate {
-                self.violated("L1", Some(row.id), format!("its end was recorded {took} ms of healthy time after it"));
+                self.violated("L1", Some(row.id), format!("nobody saw that it had ended for {took} ms of healthy time"));
             }
         }
     }
@@ -509,9 +512,9 @@ impl Judge<'_> {
     }
 
     /// S17.
-    fn capacity(&mut self, seen: &HashMap<Uuid, Seen>) {
+    fn capacity<'a>(&mut self, lives: impl Iterator<Item = &'a Seen>) {
         let mut steps: Vec<(Millis, i32)> = Vec::new();
-        for life in seen.values() {
+        for life in lives {
             let until = life.dead.or(life.last_alive);
             if let (Some((born, _)), Some(until)) = (life.born.first(), until) {
                 steps.extend([(*born, 1), (until - BLUR, -1)]);

@@ -183,7 +183,8 @@ fn weather(sky: Sky, seed: u64) -> Weather {
             .vanishing(0.01, Duration::from_secs(5))
             .losing_events(0.2),
         Sky::NoEvents => calm.losing_events(1.0),
-        Sky::EmptyLists => calm.on(&[Call::List], Rates { empty: 0.5, ..Rates::default() }),
+        Sky::EmptyLists => calm.on(&[Call::List], Rates { empty: 0.9, ..Rates::default() }),
+        Sky::HangingKills => calm.on(&[Call::Kill], Rates { hang: 0.1, longest: Duration::from_secs(12), ..Rates::default() }),
         Sky::SlowLists => calm.on(&[Call::List], Rates { slow: 1.0, latency: Duration::from_secs(2), ..Rates::default() }),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -26,12 +27,21 @@ pub struct Load {
     pub cluster: Arc<Cluster>,
     pub journal: Journal,
     pub accepted: AtomicUsize,
+    kinds: Vec<Kind>,
+    by_sql: f64,
 }
 
 impl Load {
-    pub fn new(door: &str, image: &str, cluster: Arc<Cluster>, dir: &Dir) -> Arc<Self> {
-        let journal = dir.journal("calls.jsonl");
-        Arc::new(Self { door: door.to_owned(), image: image.to_owned(), cluster, journal, accepted: AtomicUsize::new(0) })
+    pub fn new(door: &str, image: &str, cluster: Arc<Cluster>, dir: &Dir, plan: &Plan) -> Arc<Self> {
+        Arc::new(Self {
+            door: door.to_owned(),
+            image: image.to_owned(),
+            cluster,
+            journal: dir.journal("calls.jsonl"),
+            accepted: AtomicUsize::new(0),
+            kinds: plan.kinds.clone(),
+            by_sql: plan.by_sql,
+        })
     }
 
     /// Submits until told to stop, and answers when everything that it began is done. One stream of numbers for each agent, so that what
@@ -71,12 +81,15 @@ impl Load {
             68..86 => Kind::Deleted,
             _ => Kind::Extended,
         };
+        let kind = self.kinds.choose(rng).copied().unwrap_or(kind);
         let (script, ttl, grace) = script(kind, rng);
         let key = Uuid::from_u128(rng.random()).to_string();
+        let by_sql = rng.random_bool(self.by_sql);
         match rng.random_range(0..100) {
-            0..8 => self.by_sql(&key, kind, &script, ttl, grace, true).await,
-            8..11 => self.by_sql(&key, kind, &script, ttl, grace, false).await,
-            11..14 => self.hang_up(&key, kind, &script, ttl, grace).await,
+            // A quarter of those changes its mind.
+            ..25 if by_sql => self.by_sql(&key, kind, &script, ttl, grace, false).await,
+            _ if by_sql => self.by_sql(&key, kind, &script, ttl, grace, true).await,
+            ..3 => self.hang_up(&key, kind, &script, ttl, grace).await,
             _ => {
                 let Some(agent) = self.post(&key, kind, &script, ttl, grace).await else { return };
                 if rng.random_bool(0.1) {
@@ -179,6 +192,7 @@ impl Load {
         let done = tokio::time::timeout(PATIENCE, work).await.ok().flatten().is_some();
         let said = if done { Said::Ok } else { Said::Info };
         if agent.is_some() {
+            self.accepted.fetch_add(usize::from(commits && done), Ordering::Relaxed);
             self.write(Call { began, ended: now(), op, kind, key: key.to_owned(), agent, said, status: 0, deadline: None });
         }
     }

@@ -44,7 +44,8 @@ pub const POINTS: [&str; 16] = [
 ];
 
 /// What happens to replicas.
-pub const REPLICAS: [&str; 9] = ["kill at", "kill at", "stop at", "stop at", "kill", "drain", "all down", "clock", "few files"];
+pub const REPLICAS: [&str; 10] =
+    ["kill at", "kill at", "stop at", "stop at", "kill", "drain", "all down", "clock ahead", "clock behind", "few files"];
 
 /// What happens to everything else.
 pub const GROUND: [&str; 29] = [
@@ -128,7 +129,8 @@ impl Nemesis {
             "kill" => self.kill(replica, deed).await,
             "drain" => self.drain(replica, rng.random_bool(0.3), deed).await,
             "all down" => self.all_down(deed).await,
-            "clock" => self.clock(replica, if rng.random_bool(0.5) { "+3600" } else { "-3600" }, long, deed).await,
+            "clock ahead" => self.clock(replica, "+3600", long, deed).await,
+            "clock behind" => self.clock(replica, "-3600", long, deed).await,
             "few files" => self.few_files(replica, long, deed).await,
             "cut from postgres" | "cut from docker" => {
                 let way = *[Way::Out, Way::In, Way::Both].choose(rng).unwrap();
@@ -172,7 +174,7 @@ impl Nemesis {
         } else {
             self.held(n, now()).await;
             if act == "stop" {
-                sleep(Duration::from_millis(self.world.plan.lease.unsigned_abs() + 1000)).await;
+                sleep(Duration::from_millis(self.world.plan.still.unsigned_abs())).await;
                 world.fleet.lock().await.signal(n, Signal::SIGCONT);
                 sleep(Duration::from_millis(500)).await;
             }
@@ -197,9 +199,10 @@ impl Nemesis {
         let Ok(Ok(rows)) = timeout(Duration::from_secs(1), client.query(query, &[&number])).await else { return };
         let mut held: Vec<(Uuid, i32)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         let (cluster, journal) = (Arc::clone(&self.world.cluster), self.world.dir.journal("taken.jsonl"));
+        let patience = 30_000.min(i64::try_from(self.world.plan.quiet).unwrap() * 1000);
         tokio::spawn(async move {
             let mut client = Some(client);
-            let end = struck + 30_000;
+            let end = struck + patience;
             while !held.is_empty() && now() < end {
                 sleep(Duration::from_millis(50)).await;
                 if client.is_none() {

@@ -210,10 +210,12 @@ pub enum Sky {
     Rough,
     /// No event ever comes.
     NoEvents,
-    /// Half of the lists are empty.
+    /// Nearly all lists are empty.
     EmptyLists,
     /// Lists take their time.
     SlowLists,
+    /// Some calls to a container that is to be killed hang.
+    HangingKills,
 }
 
 /// A run as a whole.
@@ -225,6 +227,10 @@ pub struct Plan {
     pub rate: f64,
     /// At most so many under way at once, as far as their clients know.
     pub at_once: usize,
+    /// Only of these kinds; none: of all.
+    pub kinds: Vec<Kind>,
+    /// Share of the agents that are submitted in a transaction of their client's own.
+    pub by_sql: f64,
     /// How many agents the host may carry.
     pub capacity: usize,
     /// `None`: on a real daemon; else on the small one on the wire, under this sky.
@@ -237,9 +243,12 @@ pub struct Plan {
     pub points: Vec<String>,
     /// Milliseconds: how long a start is leased.
     pub lease: Millis,
+    /// Milliseconds: how long a replica that is stopped at a point stands still, its lease included.
+    pub still: Millis,
     /// Containers that the daemon starts, and ends, in a second, when many are due at once.
     pub daemon_rate: i64,
-    /// Seconds that the last agents may take, once everything is healed.
+    /// Seconds for which clients still come once everything is healed, and then those that the last agents may take.
+    pub calm: u64,
     pub quiet: u64,
     /// A way in which the replicas are broken, on purpose.
     pub defect: Option<String>,

@@ -38,8 +38,26 @@ pub fn plan(seed: u64, seconds: u64, sky: Option<Sky>) -> Plan {
     let points = POINTS.map(str::to_owned).to_vec();
     // The real daemon starts a few containers in a second; the small one is held up by nothing but the machine.
     let (rate, at_once, capacity, daemon_rate) = if sky.is_none() { (1.6, 24, 40, 8) } else { (30.0, 400, 600, 60) };
-    let quiet = 150;
-    Plan { seed, seconds, rate, at_once, capacity, sky, pooled, faults, points, lease: 3000, daemon_rate, quiet, defect: None }
+    let (kinds, by_sql, lease, still, calm, quiet, defect) = (Vec::new(), 0.1, 3000, 4000, 5, 150, None);
+    Plan {
+        seed,
+        seconds,
+        rate,
+        at_once,
+        kinds,
+        by_sql,
+        capacity,
+        sky,
+        pooled,
+        faults,
+        points,
+        lease,
+        still,
+        daemon_rate,
+        calm,
+        quiet,
+        defect,
+    }
 }
 
 /// A new directory for a run.
@@ -65,7 +83,7 @@ pub async fn run(plan: &Plan, dir: &Dir) {
 
     let (stop, no_more) = (CancellationToken::new(), CancellationToken::new());
     let door = world.fleet.lock().await.door.clone();
-    let load = Load::new(&door, world.daemon.image(), Arc::clone(&world.cluster), dir);
+    let load = Load::new(&door, world.daemon.image(), Arc::clone(&world.cluster), dir, plan);
     let clients = tokio::spawn(Arc::clone(&load).run(plan.clone(), no_more.clone()));
     let journal = dir.journal("faults.jsonl");
     let lanes = plan.faults.iter().zip(1_000_000..).map(async |(faults, stream)| {
@@ -84,7 +102,7 @@ pub async fn run(plan: &Plan, dir: &Dir) {
     world.daemon.heal();
     // Everything is healed now; clients still come for a while, and all that they began must end.
     let healed = now();
-    sleep(Duration::from_secs(5)).await;
+    sleep(Duration::from_secs(plan.calm)).await;
     no_more.cancel();
     clients.await.unwrap();
     assert!(load.accepted.load(Ordering::Relaxed) > 0, "nobody's agent was accepted");
@@ -120,8 +138,10 @@ fn weathered(daemon: &Daemon, dir: &Dir, journal: &Journal) {
     let Daemon::Small(small) = daemon else { return };
     let ended = now();
     let write = |fault: &str, touched: Vec<Uuid>| {
-        let what = format!("{} agents", touched.len());
-        journal.write(&Injected { fault: fault.to_owned(), began: ended, ended, what, fired: !touched.is_empty(), touched, struck: None });
+        if !touched.is_empty() {
+            let what = format!("{} agents", touched.len());
+            journal.write(&Injected { fault: fault.to_owned(), began: ended, ended, what, fired: true, touched, struck: None });
+        }
     };
     let vanished = small.fake.lives().into_iter().filter(|life| matches!(life.ended, Some((_, End::Vanished))));
     write("vanished", vanished.filter_map(|life| life.agent?.parse().ok()).collect());
