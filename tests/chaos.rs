@@ -10,6 +10,8 @@
 mod check;
 #[path = "chaos/cluster.rs"]
 mod cluster;
+#[path = "chaos/crowd.rs"]
+mod crowd;
 #[path = "chaos/daemon.rs"]
 mod daemon;
 #[path = "chaos/defects.rs"]

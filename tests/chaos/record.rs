@@ -252,6 +252,16 @@ pub struct Plan {
     pub quiet: u64,
     /// A way in which the replicas are broken, on purpose.
     pub defect: Option<String>,
+    /// Instead of clients and faults: so many agents, all of whose deadlines come within a second.
+    pub crowd: Option<Crowd>,
+}
+
+/// Many deadlines at once.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Crowd {
+    pub agents: usize,
+    /// No replica is alive when they come.
+    pub nobody: bool,
 }
 
 /// How a run went.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -17,12 +18,13 @@ use uuid::Uuid;
 
 use super::check::Report;
 use super::daemon::Daemon;
-use super::load::Load;
+use super::load::{Load, name};
 use super::nemesis::{GROUND, Nemesis, POINTS, REAL, REPLICAS};
 use super::observe::{Observer, probe};
-use super::record::{Course, Dir, Event, Injected, Journal, Plan, Row, Sky, now};
+use super::record::{Course, Crowd, Dir, Event, Injected, Journal, Kind, Plan, Row, Sky, now};
 use super::world::World;
 use crate::fake_docker::End;
+use crate::harness::eventually;
 
 /// Half of the runs have faults of all kinds, the others of a few: then each of them is met more often.
 pub fn plan(seed: u64, seconds: u64, sky: Option<Sky>) -> Plan {
@@ -57,6 +59,7 @@ pub fn plan(seed: u64, seconds: u64, sky: Option<Sky>) -> Plan {
         calm,
         quiet,
         defect,
+        crowd: None,
     }
 }
 
@@ -80,14 +83,31 @@ pub async fn run(plan: &Plan, dir: &Dir) {
     };
     let probes = tokio::spawn(probe(Arc::clone(&world.cluster), world.docker.clone(), addresses, dir.clone()));
     let began = now();
+    let journal = dir.journal("faults.jsonl");
+    match plan.crowd {
+        Some(crowd) => come(&world, crowd, &journal).await,
+        None => clients_and_faults(&world, &journal).await,
+    }
+    let healed = now();
+    quiet(&world).await;
+    sleep(Duration::from_secs(1)).await;
+    probes.abort();
+    observer.stop();
+    let slots = rows(&world, dir).await;
+    weathered(&world.daemon, dir, &journal);
+    let course = Course { began, healed, ended: now(), after: world.daemon.still(&before), before, slots };
+    dir.save("course.json", &course);
+}
 
+/// Clients and faults, for as long as the plan says; then everything is healed.
+async fn clients_and_faults(world: &Arc<World>, journal: &Journal) {
+    let plan = &world.plan;
     let (stop, no_more) = (CancellationToken::new(), CancellationToken::new());
     let door = world.fleet.lock().await.door.clone();
-    let load = Load::new(&door, world.daemon.image(), Arc::clone(&world.cluster), dir, plan);
+    let load = Load::new(&door, world.daemon.image(), Arc::clone(&world.cluster), &world.dir, plan);
     let clients = tokio::spawn(Arc::clone(&load).run(plan.clone(), no_more.clone()));
-    let journal = dir.journal("faults.jsonl");
     let lanes = plan.faults.iter().zip(1_000_000..).map(async |(faults, stream)| {
-        let nemesis = Nemesis { world: Arc::clone(&world), journal: journal.clone(), stop: stop.clone() };
+        let nemesis = Nemesis { world: Arc::clone(world), journal: journal.clone(), stop: stop.clone() };
         nemesis.run(plan.seed, stream, faults).await;
     });
     let clock = async {
@@ -100,20 +120,49 @@ pub async fn run(plan: &Plan, dir: &Dir) {
     };
     tokio::join!(futures_util::future::join_all(lanes), clock);
     world.daemon.heal();
-    // Everything is healed now; clients still come for a while, and all that they began must end.
-    let healed = now();
+    // Clients still come for a while, and all that they began must end.
     sleep(Duration::from_secs(plan.calm)).await;
     no_more.cancel();
     clients.await.unwrap();
     assert!(load.accepted.load(Ordering::Relaxed) > 0, "nobody's agent was accepted");
-    quiet(&world).await;
-    sleep(Duration::from_secs(1)).await;
-    probes.abort();
-    observer.stop();
-    let slots = rows(&world, dir).await;
-    weathered(&world.daemon, dir, &journal);
-    let course = Course { began, healed, ended: now(), after: world.daemon.still(&before), before, slots };
-    dir.save("course.json", &course);
+}
+
+/// A crowd: submitted, running, and then due within a second.
+async fn come(world: &World, crowd: Crowd, journal: &Journal) {
+    let client = world.cluster.ours().await;
+    let count = i64::try_from(crowd.agents).unwrap();
+    let submit =
+        "select count(sundown.submit(image => $1, command => array['sh', '-c', 'echo begun; exec sleep 9999'], ttl => '1h', grace => '0s',
+        memory => 33554432, labels => jsonb_build_object('kind', $2::text, 'key', n::text))) from generate_series(1, $3::bigint) n";
+    client.query_one(submit, &[&world.daemon.image(), &name(Kind::Expires), &count]).await.unwrap();
+    eventually("all of them run", Duration::from_secs(900), async || {
+        let running = client.query_one("select count(*) from sundown.agent_live where state = 'running'", &[]).await.unwrap();
+        (running.get::<_, i64>(0) == count).then_some(())
+    })
+    .await;
+    // What it takes to move them all, and some more.
+    let ahead = Duration::from_secs(5) + Duration::from_millis(crowd.agents as u64);
+    let at = jiff::Timestamp::from_millisecond(now()).unwrap() + ahead;
+    let due = "select count(sundown.extend(id, $1::text::timestamptz - clock_timestamp())) from sundown.agent_live";
+    client.query_one(due, &[&at.to_string()]).await.unwrap();
+    if crowd.nobody {
+        let began = now();
+        let mut fleet = world.fleet.lock().await;
+        for n in 0..fleet.count() {
+            fleet.end(n, Signal::SIGKILL).await;
+        }
+        let struck = Some(now());
+        eventually("all their deadlines have passed", Duration::from_secs(60), async || {
+            let query = "select count(*) from sundown.agent_live where expires_at > clock_timestamp()";
+            (client.query_one(query, &[]).await.unwrap().get::<_, i64>(0) == 0).then_some(())
+        })
+        .await;
+        for n in 0..fleet.count() {
+            fleet.start(n);
+        }
+        let what = format!("{count} deadlines");
+        journal.write(&Injected { fault: "all down".to_owned(), began, ended: now(), what, touched: Vec::new(), struck, fired: true });
+    }
 }
 
 /// Waits until nobody is alive, in rows and in containers.
