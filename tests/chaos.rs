@@ -28,6 +28,8 @@ mod nemesis;
 mod observe;
 #[path = "chaos/record.rs"]
 mod record;
+#[path = "chaos/recovery.rs"]
+mod recovery;
 #[path = "chaos/run.rs"]
 mod run;
 #[path = "chaos/world.rs"]
