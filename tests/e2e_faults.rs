@@ -14,3 +14,5 @@ mod harness;
 mod pooler;
 #[path = "e2e_faults/postgres_away.rs"]
 mod postgres_away;
+#[path = "e2e_faults/standby.rs"]
+mod standby;

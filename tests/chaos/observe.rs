@@ -12,9 +12,9 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use uuid::Uuid;
 
-use super::cluster::Cluster;
 use super::fleet::Fleet;
 use super::record::{Beat, Dir, Millis, Probe, Sign, now};
+use crate::harness::cluster::Cluster;
 
 /// Between two looks at the control groups.
 const STEP: Duration = Duration::from_millis(50);

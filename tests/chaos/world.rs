@@ -6,13 +6,15 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::cluster::{self, Cluster};
 use super::fleet::{Fleet, LEASE};
 use super::observe::first_process;
 use super::record::{Decoy, Dir};
+use crate::harness::cluster::{Cluster, Plan};
 use crate::harness::dockerd::{Dockerd, IMAGE};
 use crate::harness::pooler::Pooler;
 
+/// Where Postgres listens on the run's own address.
+const PORT: u16 = 5432;
 /// How many agents a host may carry.
 const CAPACITY: &str = "40";
 
@@ -32,10 +34,10 @@ impl World {
     pub async fn new(dir: &Dir, replicas: u8, pooled: bool) -> Arc<Self> {
         let dockerd = Dockerd::start_on(true).await;
         let (bridge, address) = dockerd.network();
-        let cluster = Arc::new(Cluster::start(address).await);
+        let cluster = Arc::new(Cluster::start(Plan { address: Some(address), port: Some(PORT), ..Plan::default() }).await);
         let config = cluster.config("sundown");
         let pooler = if pooled { Some(Pooler::start(&config, 30, address.parse().unwrap()).await) } else { None };
-        let (url, database_port) = pooler.as_ref().map_or((cluster.url(), cluster::PORT), |pooler| (pooler.url(&config), pooler.port));
+        let (url, database_port) = pooler.as_ref().map_or((cluster.url(), PORT), |pooler| (pooler.url(&config), pooler.port));
         let lease = format!("{}ms", LEASE.as_millis());
         let variables = [
             ("SUNDOWN_DATABASE_URL", url),
