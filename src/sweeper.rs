@@ -148,6 +148,10 @@ impl Sweeper {
             self.full_at = started + (started.elapsed() * 20).max(Duration::from_secs(5));
         }
         self.next_tick = started + pace;
+        // Where nobody lives or waits there is nothing to ask for.
+        if look_below && ticks.iter().any(|tick| tick.due_in.is_some()) && recall(&replica, &hosts).await? > 0 {
+            self.next_tick = started;
+        }
         let now = Instant::now();
         for tick in &ticks {
             if !tick.alive {
@@ -230,6 +234,16 @@ fn lag(link: &Link) -> Duration {
 /// What this replica is called, for people.
 pub fn replica_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "replica".to_owned())
+}
+
+/// Brings near what the database's clock was set back from. Answers how many rows that were.
+pub async fn recall(replica: &Replica, hosts: &[i32]) -> Result<i64, Error> {
+    let recalled = replica.claims.recall(hosts, replica.start_lease, STOP_LEASE, None).await?;
+    if recalled > 0 {
+        tracing::warn!(recalled, "the database's clock was set back; what waited for an instant that is far now is done in time");
+        replica.wakes.look_at_everything();
+    }
+    Ok(recalled)
 }
 
 /// One claim of everything that is due, for a pass without loops. Answers how many rows it took.

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(clippy::disallowed_methods, reason = "clean-up runs outside of any runtime, and bounds are measured on the wire")]
 
+#[path = "e2e_faults/database_clock.rs"]
+mod database_clock;
 #[path = "e2e_faults/deadman.rs"]
 mod deadman;
 #[path = "e2e_faults/docker_restart.rs"]
