@@ -6,6 +6,8 @@
 mod database_clock;
 #[path = "e2e_faults/deadman.rs"]
 mod deadman;
+#[path = "e2e_faults/disk_full.rs"]
+mod disk_full;
 #[path = "e2e_faults/docker_restart.rs"]
 mod docker_restart;
 #[path = "e2e_faults/embedded_default.rs"]
