@@ -20,3 +20,5 @@ mod pooler;
 mod postgres_away;
 #[path = "e2e_faults/standby.rs"]
 mod standby;
+#[path = "e2e_faults/upgrade.rs"]
+mod upgrade;

@@ -2,14 +2,13 @@
 //! a synchronous standby has is lost. What an asynchronous one may lack is lost without harm to what is still there.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::fake_docker::{Call, FakeDocker};
+use crate::harness::clients::{Submitting, posted};
 use crate::harness::cluster::{Cluster, Plan};
 use crate::harness::lives::{each_expired_once, end, nothing_is_held, outcome, state, submit, submit_many, until_all};
 use crate::harness::replica::Replica;
@@ -37,61 +36,13 @@ async fn until_it_streams(client: &Client, how: &str) {
     until("the standby streams", async || client.query_one(streams, &[&how]).await.unwrap().get::<_, bool>(0)).await;
 }
 
-async fn ready(replicas: &[Replica], within: Duration) {
+async fn ready(replicas: impl IntoIterator<Item = &Replica>, within: Duration) {
     let start = Instant::now();
     for replica in replicas {
         eventually("it is ready again", within.saturating_sub(start.elapsed()), async || {
             matches!(replica.try_http("GET", "/readyz", &[], "").await, Ok(answer) if answer.status == 200).then_some(())
         })
         .await;
-    }
-}
-
-/// A client that posts under a key of its own each time, and repeats what was not answered with yes until it is.
-struct Submitting {
-    enough: Arc<AtomicBool>,
-    posting: Vec<JoinHandle<Vec<Uuid>>>,
-}
-
-impl Submitting {
-    fn at(replicas: &Arc<Vec<Replica>>) -> Self {
-        let enough = Arc::new(AtomicBool::new(false));
-        let posting = (0..replicas.len()).map(|which| {
-            let (replicas, enough) = (Arc::clone(replicas), Arc::clone(&enough));
-            tokio::spawn(async move {
-                let mut acknowledged = Vec::new();
-                while !enough.load(Ordering::Relaxed) {
-                    let key = Uuid::new_v4().to_string();
-                    acknowledged.push(posted(&replicas[which], &key).await);
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                acknowledged
-            })
-        });
-        Self { posting: posting.collect(), enough }
-    }
-
-    async fn acknowledged(self) -> Vec<Uuid> {
-        self.enough.store(true, Ordering::Relaxed);
-        let mut all = Vec::new();
-        for posting in self.posting {
-            all.extend(posting.await.unwrap());
-        }
-        all
-    }
-}
-
-/// Answers once it is acknowledged.
-async fn posted(replica: &Replica, key: &str) -> Uuid {
-    let start = Instant::now();
-    loop {
-        let answer = replica.try_http("POST", "/agents", &[("Idempotency-Key", key)], POST).await.unwrap();
-        match answer.status {
-            200 | 201 => return answer.json()["id"].as_str().unwrap().parse().unwrap(),
-            503 => assert!(start.elapsed() < Duration::from_secs(30), "it is never acknowledged: {answer:?}"),
-            _ => panic!("neither yes nor later: {answer:?}"),
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -108,16 +59,16 @@ async fn a_synchronous_standby_that_is_promoted_has_every_acknowledged_submit() 
     let fake = FakeDocker::start().await;
     let (url, endpoint) = (either(&primary, &standby), fake.endpoint());
     let variables = [("SUNDOWN_DOCKER", endpoint.as_str()), ("SUNDOWN_LEASE", "2s")];
-    let replicas = Arc::new(vec![Replica::start(&url, &variables).await, Replica::start(&url, &variables).await]);
+    let replicas = [Arc::new(Replica::start(&url, &variables).await), Arc::new(Replica::start(&url, &variables).await)];
     let client = primary.ours().await;
     let due = submit_many(&client, 3, "busybox", "ignore-term; sleep inf", ", ttl => '3s', grace => '1s'").await;
     let stays = submit(&client, "busybox", "sleep inf", ", ttl => '10min'").await;
     until_all(&client, &[due.as_slice(), &[stays]].concat(), "running").await;
-    let submitting = Submitting::at(&replicas);
+    let submitting = Submitting::at(&replicas, POST);
     until("there is much under way", async || fake.lives().len() > 20).await;
     primary.kill().await;
     standby.promote().await;
-    ready(&replicas, BACK).await;
+    ready(replicas.iter().map(Arc::as_ref), BACK).await;
     let lives = fake.lives().len();
     until("agents start again", async || fake.lives().len() > lives + 10).await;
     let acknowledged = submitting.acknowledged().await;
@@ -162,7 +113,7 @@ async fn an_address_that_says_nothing_keeps_nobody_from_the_one_that_takes_write
     let replica = Replica::start(&url, &[("SUNDOWN_DOCKER", &endpoint)]).await;
     let mut agents = Vec::new();
     for _ in 0..5 {
-        agents.push(posted(&replica, &Uuid::new_v4().to_string()).await);
+        agents.push(posted(&replica, &Uuid::new_v4().to_string(), POST).await);
     }
     let client = postgres.ours().await;
     for id in agents {
@@ -171,8 +122,8 @@ async fn an_address_that_says_nothing_keeps_nobody_from_the_one_that_takes_write
     // Nor from finding it again.
     let others = "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'";
     client.query_one(others, &[]).await.unwrap();
-    ready(std::slice::from_ref(&replica), BACK).await;
-    let again = posted(&replica, &Uuid::new_v4().to_string()).await;
+    ready([&replica], BACK).await;
+    let again = posted(&replica, &Uuid::new_v4().to_string(), POST).await;
     assert_eq!(outcome(&client, again).await, end("failed", "exited", Some(3)));
 }
 
@@ -227,7 +178,7 @@ async fn what_an_asynchronous_standby_lacks_is_lost_and_its_containers_are_left_
     assert_eq!(outcome(&client, waits).await, end("failed", "exited", Some(4)));
     assert_eq!((fake.runs(&name(exits)), fake.runs(&name(waits))), (1, 2));
     // Everything else goes on.
-    let next = posted(&replicas[0], "next").await;
+    let next = posted(&replicas[0], "next", POST).await;
     assert_eq!(outcome(&client, next).await, end("failed", "exited", Some(3)));
     eventually("its longest life is over", Duration::from_secs(40), async || {
         let there = fake.containers().iter().any(|seen| seen.name == name(lost) && seen.status == "running");
