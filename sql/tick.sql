@@ -12,6 +12,8 @@ with instant as (
     select h, $1, i.now + make_interval(secs => $3) from unnest($2::int4[]) h, instant i order by h
     on conflict (host) do update set replica = excluded.replica, until = excluded.until
      where k.replica = excluded.replica or k.until < (select i.now from instant i)
+        -- Longer than any lease: the clock was set back.
+        or k.until > excluded.until + make_interval(secs => $3)
     returning k.host
 ), seen as (
     update sundown.host t set seen_at = (select i.now from instant i) where t.id in (select k.host from kept k)

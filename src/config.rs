@@ -379,7 +379,9 @@ pub fn tuned(mut config: tokio_postgres::Config) -> tokio_postgres::Config {
     if config.get_application_name().is_none() {
         config.application_name("sundown");
     }
-    config.connect_timeout(Duration::from_secs(2));
+    // Of several addresses the first may be a machine that is gone: the others are tried within what a request may take.
+    let addresses = u32::try_from(config.get_hosts().len()).unwrap_or(u32::MAX);
+    config.connect_timeout(if addresses > 1 { Duration::from_secs(1) / addresses } else { Duration::from_secs(2) });
     config.tcp_user_timeout(Duration::from_secs(10));
     config.keepalives_idle(Duration::from_secs(15));
     config.keepalives_interval(Duration::from_secs(5));

@@ -38,7 +38,7 @@ statements! {
     HOSTS = "hosts", IDENTITY = "identity", KNOWN = "known", LEAVE = "leave", LIST_AGENTS = "list_agents",
     LIST_LABELLED = "list_labelled",
     LOG_OF = "log_of", NEXT_DUE = "next_due", OBSERVE = "observe", ON_HOST = "on_host", PLACE = "place", PROBE = "probe",
-    RECORD_CONTAINER = "record_container", REGISTER_HOST = "register_host", REGISTER_REPLICA = "register_replica",
+    RECALL = "recall", RECORD_CONTAINER = "record_container", REGISTER_HOST = "register_host", REGISTER_REPLICA = "register_replica",
     RELEASE = "release",
     RENEW = "renew", REST = "rest", RUNNING = "running", SETTINGS = "settings", SIGNALLED = "signalled",
     SIGNALLING = "signalling", SPEC = "spec", SUBMIT = "submit", TERMINATE = "terminate", TICK = "tick", UPKEEP = "upkeep",

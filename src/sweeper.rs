@@ -154,6 +154,11 @@ impl Sweeper {
             self.full_at = started + (started.elapsed() * 20).max(Duration::from_secs(5));
         }
         self.next_tick = started + pace;
+        // It walks all that live: only where the clock was seen to go back, or nobody was here to see it.
+        let set_back = ticks.iter().any(|tick| self.low.is_some_and(|before| tick.low < before));
+        if (full || set_back) && ticks.iter().any(|tick| tick.due_in.is_some()) && recall(&replica, &hosts).await? > 0 {
+            self.next_tick = started;
+        }
         let now = Instant::now();
         for tick in &ticks {
             if !tick.alive {
@@ -242,6 +247,16 @@ pub fn replica_name() -> String {
 fn database_time() -> Now {
     #[expect(clippy::disallowed_methods, reason = "a defect on purpose")]
     failpoint::broken("local_clock").then(SystemTime::now)
+}
+
+/// Brings near what the database's clock was set back from. Answers how many rows that were.
+pub async fn recall(replica: &Replica, hosts: &[i32]) -> Result<i64, Error> {
+    let recalled = replica.claims.recall(hosts, replica.start_lease, STOP_LEASE, None).await?;
+    if recalled > 0 {
+        tracing::warn!(recalled, "the database's clock was set back; what waited for an instant that is far now is done in time");
+        replica.wakes.look_at_everything();
+    }
+    Ok(recalled)
 }
 
 /// One claim of everything that is due, for a pass without loops. Answers how many rows it took.

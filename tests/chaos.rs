@@ -8,8 +8,6 @@
 
 #[path = "chaos/check.rs"]
 mod check;
-#[path = "chaos/cluster.rs"]
-mod cluster;
 #[path = "chaos/crowd.rs"]
 mod crowd;
 #[path = "chaos/daemon.rs"]

@@ -5,8 +5,10 @@
 mod harness;
 
 use std::collections::BTreeSet;
+use std::process::{Child, Stdio};
 
-use harness::{Db, host, place, refusal, run, submit};
+use harness::replica::sundown;
+use harness::{Db, host, place, refusal, run, submit, until};
 use sundown::migrate::{adopt, migrate};
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -77,6 +79,73 @@ async fn whoever_must_migrate_waits_for_the_one_that_does() {
     holder.execute("select pg_advisory_unlock_all()", &[]).await.unwrap();
     waiting.await.unwrap().unwrap();
     assert_ne!(ids_of_functions(&watcher).await, before);
+}
+
+/// Whoever makes what is so called stops there, in the middle of its transaction, until this session lets go of the lock.
+async fn stopped_at(client: &Client, what: &str) {
+    let stop = format!(
+        "create function public.stops() returns event_trigger language plpgsql as $$
+         begin
+             if exists (select from pg_event_trigger_ddl_commands() c where c.object_identity like '{what}') then
+                 perform pg_advisory_xact_lock(4711);
+             end if;
+         end $$;
+         create event trigger stops on ddl_command_end execute function public.stops();
+         select pg_advisory_lock(4711)"
+    );
+    client.batch_execute(&stop).await.unwrap();
+}
+
+fn migrating(db: &Db) -> Child {
+    let mut command = sundown();
+    command.arg("migrate").env("SUNDOWN_DATABASE_URL", db.url());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Everything that a migration makes, in words.
+async fn schema(client: &Client) -> BTreeSet<String> {
+    let ask = "select format('column %s.%s %s %s', table_name, column_name, data_type, column_default) from information_schema.columns where table_schema = 'sundown'
+               union all select format('function %s %s', p.oid::regprocedure, md5(p.prosrc)) from pg_proc p where pronamespace = 'sundown'::regnamespace
+               union all select format('constraint %s %s', c.conrelid::regclass, c.conname) from pg_constraint c where connamespace = 'sundown'::regnamespace
+               union all select format('trigger %s %s', t.tgrelid::regclass, t.tgname) from pg_trigger t where not tgisinternal
+               union all select format('index %s', indexdef) from pg_indexes where schemaname = 'sundown'
+               union all select format('migration %s %s', version, name) from sundown.migration
+               union all select format('installations %s %s', count(*), max(fingerprint)) from sundown.installation";
+    client.query(ask, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+/// Half of the tables, the views, half of the functions; then the process dies, or its connection does.
+#[tokio::test]
+async fn a_migration_that_dies_at_any_step_is_done_by_the_next_two_at_once() {
+    let whole = Db::empty().await;
+    migrate(&whole.config(), false).await.unwrap();
+    let whole = schema(&whole.client().await).await;
+    let waits =
+        "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' and wait_event = 'advisory'";
+    for what in ["sundown.event", "sundown.overdue", "sundown.terminate(%"] {
+        for the_process_dies in [true, false] {
+            let db = Db::empty().await;
+            let client = db.client().await;
+            stopped_at(&client, what).await;
+            let mut dies = migrating(&db);
+            until("it has come so far", async || client.query_opt(waits, &[]).await.unwrap().is_some()).await;
+            if the_process_dies {
+                dies.kill().unwrap();
+            } else {
+                client.execute(&format!("select pg_terminate_backend(pid) from ({waits}) stopped"), &[]).await.unwrap();
+            }
+            let status = tokio::task::spawn_blocking(move || dies.wait()).await.unwrap().unwrap();
+            assert!(!status.success(), "{what}: {status}");
+            client.batch_execute("drop event trigger stops; select pg_advisory_unlock_all()").await.unwrap();
+            let config = db.config();
+            let (one, other) = tokio::join!(migrate(&config, false), migrate(&config, false));
+            one.and(other).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let made = schema(&client).await;
+            assert_eq!(made.symmetric_difference(&whole).collect::<Vec<_>>(), Vec::<&String>::new(), "{what}");
+            submit(&client, "").await;
+            db.sql(1).await;
+        }
+    }
 }
 
 #[tokio::test]

@@ -571,6 +571,43 @@ async fn a_host_is_kept_by_one_until_its_lease_is_over() {
     assert!(!keeps(first, w.at(16.0)).await);
     w.sql.leave(second, Some(w.at(16.0))).await.unwrap();
     assert!(keeps(first, w.at(16.0)).await, "given back");
+    assert!(!keeps(second, w.at(6.0)).await, "a lease may be as long as another's");
+    assert!(keeps(second, w.at(6.0) - TICK).await, "longer than any: the clock was set back");
+}
+
+// The clock set back.
+
+#[tokio::test]
+async fn what_was_in_hand_when_the_clock_was_set_back_is_due_within_its_lease() {
+    let w = World::new().await;
+    let ahead = |seconds: f64| w.at(7200.0 + seconds);
+    let (runs, _) = w.running("ttl => '10min'", ahead(0.0)).await;
+    let (told, epoch) = w.running("grace => '1h'", ahead(0.0)).await;
+    w.terminate(told, ahead(1.0)).await.unwrap();
+    assert_eq!(w.claim(ahead(1.0)).await, terminating(told));
+    w.sql.signalling(told, epoch + 2, STOP, Some(ahead(1.0))).await.unwrap().unwrap();
+    w.sql.signalled(told, epoch + 2, Some(ahead(1.0))).await.unwrap().unwrap();
+    let (ended, epoch) = w.running("grace => '1h'", ahead(0.0)).await;
+    observe(&w.sql, ended, epoch, &exited(0), Some(ahead(2.0))).await.unwrap();
+    let starts = w.submit("start_timeout => '1h'", ahead(2.0)).await;
+    place(&w.sql, w.host, Some(ahead(2.0))).await;
+    let waits = w.submit("queue_timeout => '30s'", ahead(3.0)).await;
+    let later = w.submit("run_at => now() + '3 h', queue_timeout => '30s'", ahead(3.0)).await;
+    let recall = async |at: SystemTime| w.sql.recall(&[w.host], START, STOP, Some(at)).await.unwrap();
+    assert_eq!(recall(ahead(3.0)).await, 0, "in health");
+    let before = [w.live(runs).await, w.live(later).await];
+
+    // By as little as a minute: neither the hour of a grace nor that of a start is waited for.
+    assert_eq!(recall(ahead(-60.0)).await, 4);
+    let due = async |id: Uuid| w.live(id).await.due_at;
+    assert_eq!((due(told).await, due(ended).await, due(starts).await), (ahead(-58.0), ahead(-58.0), ahead(-45.0)));
+    assert_eq!(due(waits).await, ahead(-60.0), "it need not wait");
+    assert_eq!([w.live(runs).await, w.live(later).await], before, "a deadline and a time to start are what was asked for");
+    assert_eq!(recall(ahead(-60.0)).await, 0, "once");
+    assert_eq!(w.claim(ahead(-58.0)).await.len(), 2);
+    assert_eq!(w.live(told).await.signalled_at, Some(ahead(-60.0)), "its grace begins anew");
+    assert_eq!(w.sql.expire_waiting(Some(ahead(-30.0) - TICK)).await.unwrap(), 0);
+    assert_eq!(w.sql.expire_waiting(Some(ahead(-30.0))).await.unwrap(), 1, "and its patience");
 }
 
 #[tokio::test]

@@ -15,9 +15,9 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::cluster::Cluster;
 use super::fleet::http;
 use super::record::{Call, Dir, Journal, Kind, Op, Plan, Said, now};
+use crate::harness::cluster::Cluster;
 
 /// A replica that cannot reach the database says so within two seconds; the load balancer gives one that says nothing four, three times.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -12,10 +12,10 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use uuid::Uuid;
 
-use super::cluster::Cluster;
 use super::daemon::Daemon;
 use super::fleet::Fleet;
 use super::record::{Beat, Dir, Journal, Millis, Probe, Sign, now};
+use crate::harness::cluster::Cluster;
 
 /// Between two looks at the control groups.
 const STEP: Duration = Duration::from_millis(50);

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::cluster::{self, Cluster};
 use super::daemon::Daemon;
 use super::fleet::Fleet;
 use super::record::{Decoy, Dir, Plan};
+use crate::harness::cluster::{self, Cluster};
 use crate::harness::pooler::Pooler;
+
+/// Where Postgres listens on the run's own address.
+const PORT: u16 = 5432;
 
 pub struct World {
     // In the order in which they go.
@@ -28,10 +31,11 @@ impl World {
     pub async fn new(dir: &Dir, replicas: u8, plan: &Plan) -> Arc<Self> {
         let daemon = Arc::new(Daemon::start(plan).await);
         let (bridge, address) = daemon.network().await;
-        let cluster = Arc::new(Cluster::start(&address).await);
+        let cluster =
+            Arc::new(Cluster::start(cluster::Plan { address: Some(&address), port: Some(PORT), ..cluster::Plan::default() }).await);
         let config = cluster.config("sundown");
         let pooler = if plan.pooled { Some(Pooler::start(&config, 30, address.parse().unwrap()).await) } else { None };
-        let (url, database_port) = pooler.as_ref().map_or((cluster.url(), cluster::PORT), |pooler| (pooler.url(&config), pooler.port));
+        let (url, database_port) = pooler.as_ref().map_or((cluster.url(), PORT), |pooler| (pooler.url(&config), pooler.port));
         let mut variables = vec![
             ("SUNDOWN_DATABASE_URL", url),
             ("SUNDOWN_DOCKER", daemon.address().await),

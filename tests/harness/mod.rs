@@ -6,6 +6,8 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails; which of these occur depends on the part")]
 
+pub mod clients;
+pub mod cluster;
 pub mod deadman;
 pub mod docker;
 pub mod dockerd;
