@@ -33,6 +33,8 @@ const BATCH: usize = 100;
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// After a claim that found its due rows in somebody else's hands.
 const LOCKED_PAUSE: Duration = Duration::from_millis(50);
+/// How long work that began before the clock was set back may still write what it then was.
+const SET_BACK: Duration = Duration::from_secs(30);
 /// The longest such pause: a row that a user holds must not delay the rows behind it by more.
 const LOCKED_PAUSE_MAX: Duration = Duration::from_millis(250);
 
@@ -46,6 +48,8 @@ pub struct Sweeper {
     /// When the next look below the low watermark is allowed, and how long the last one took.
     full_at: Instant,
     locked_pause: Duration,
+    /// Until when to look for what the database's clock was set back from.
+    recall_until: Instant,
     /// The database did not answer the last time.
     away: bool,
 }
@@ -88,7 +92,16 @@ pub async fn run(replica: Arc<Replica>) {
 impl Sweeper {
     fn new(replica: Arc<Replica>) -> Self {
         let now = Instant::now();
-        Self { replica, due: HashMap::new(), next_tick: now, low: None, full_at: now, locked_pause: LOCKED_PAUSE, away: false }
+        Self {
+            replica,
+            due: HashMap::new(),
+            next_tick: now,
+            low: None,
+            full_at: now,
+            locked_pause: LOCKED_PAUSE,
+            recall_until: now,
+            away: false,
+        }
     }
 
     /// How long nobody needs us, unless something wakes us.
@@ -154,9 +167,11 @@ impl Sweeper {
             self.full_at = started + (started.elapsed() * 20).max(Duration::from_secs(5));
         }
         self.next_tick = started + pace;
-        // It walks all that live: only where the clock was seen to go back, or nobody was here to see it.
-        let set_back = ticks.iter().any(|tick| self.low.is_some_and(|before| tick.low < before));
-        if (full || set_back) && ticks.iter().any(|tick| tick.due_in.is_some()) && recall(&replica, &hosts).await? > 0 {
+        // It walks all that live: only once the clock was seen to go back, or where nobody was here to see it.
+        if full || ticks.iter().any(|tick| self.low.is_some_and(|before| tick.low < before)) {
+            self.recall_until = started + SET_BACK;
+        }
+        if started < self.recall_until && ticks.iter().any(|tick| tick.due_in.is_some()) && recall(&replica, &hosts).await? > 0 {
             self.next_tick = started;
         }
         let now = Instant::now();
