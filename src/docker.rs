@@ -71,8 +71,6 @@ pub struct Description {
     pub live_restore: bool,
     /// 1 or 2; 0 if the daemon does not say.
     pub cgroup_version: u8,
-    /// Storage driver.
-    pub driver: String,
     /// Host name of the daemon's machine.
     pub hostname: String,
     /// CPUs of the daemon's machine.
@@ -200,7 +198,6 @@ impl Docker {
                 Some(SystemInfoCgroupVersionEnum::_2) => 2,
                 Some(SystemInfoCgroupVersionEnum::EMPTY) | None => 0,
             },
-            driver: info.driver.unwrap_or_default(),
             hostname: info.name.unwrap_or_default(),
             cpus: info.ncpu.and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
         })
@@ -315,11 +312,10 @@ impl Docker {
         container_id: &str,
         follow: bool,
         tail: Option<usize>,
-        timestamps: bool,
     ) -> Result<impl Stream<Item = Result<Bytes, DockerError>> + Send + use<>, DockerError> {
         let id = reference(container_id)?;
         let lines = tail.map_or_else(|| "all".to_owned(), |lines| lines.to_string());
-        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(follow).timestamps(timestamps).tail(&lines).build();
+        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(follow).tail(&lines).build();
         let output = self.client.logs(id, Some(options)).map(|entry| Ok(output_bytes(entry.map_err(Failure::from)?)?));
         if !follow {
             return Ok(Either::Left(first_error_ends(until_silent(output))));

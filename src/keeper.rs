@@ -215,30 +215,18 @@ impl Orphans {
     }
 }
 
-/// What a pass over a host did.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct Kept {
-    /// Agents whose ends it found.
-    pub ended: usize,
-    /// Orphans that it removed.
-    pub orphans: usize,
-    /// Containers with our label that it left alone.
-    pub reported: usize,
-}
-
 /// Holds the daemon's list against the rows.
-pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphans) -> Result<Kept, Trouble> {
+pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphans) -> Result<(), Trouble> {
     if failpoint::broken("events_only") {
-        return Ok(Kept::default());
+        return Ok(());
     }
     // An idle host costs no query: with no row and no container there is nothing to hold against anything.
     if link.idle.load(Ordering::Acquire) && link.answered(link.docker.list()).await?.is_empty() {
-        return Ok(Kept::default());
+        return Ok(());
     }
     // Rows first, then the list: a container that the list lacks was gone after its row was read.
     let rows = replica.sql.on_host(link.id, None).await?;
     let listed = link.answered(link.docker.list()).await?;
-    let mut kept = Kept::default();
     for (row, leased) in &rows {
         let Some(container) = &row.container_id else { continue };
         if *leased || row.state == "pending" {
@@ -249,14 +237,12 @@ pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphan
             let facts = failed("vanished", None);
             finish::end(replica, link, row, facts, None).await?;
         } else if !alive {
-            kept.ended += 1;
             judge_later(replica, link, row.clone());
         }
     }
     let strays: Vec<&Listed> =
         listed.iter().filter(|l| l.agent.is_some_and(|agent| !rows.iter().any(|(row, _)| row.id == agent))).collect();
-    reap(replica, link, &strays, orphans, &mut kept).await?;
-    Ok(kept)
+    reap(replica, link, &strays, orphans).await
 }
 
 /// Looks at one agent that nobody is at, and finishes it if it has ended.
@@ -282,7 +268,7 @@ fn judge_later(replica: &Arc<Replica>, link: &Arc<Link>, row: Claim) {
 
 /// Removes orphans: our name, our labels, an agent that is known and has no live row, seen for a grace. Anything else with our
 /// label is reported, and ended only when it is older than the longest life that its label allows.
-async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: &mut Orphans, kept: &mut Kept) -> Result<(), Trouble> {
+async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: &mut Orphans) -> Result<(), Trouble> {
     orphans.since.retain(|id, _| strays.iter().any(|stray| stray.id == *id));
     orphans.reported.retain(|id| strays.iter().any(|stray| stray.id == *id));
     if strays.is_empty() {
@@ -305,11 +291,8 @@ async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: 
         let allowed = if *known && ours { ORPHAN_GRACE } else { stray.longest_life().unwrap_or(Duration::MAX) };
         let hasty = if *live { failpoint::broken("hasty_reaper") } else { !ours && failpoint::broken("foreign_reaper") };
         if now.duration_since(since) < allowed && !hasty {
-            if !(*known && ours) {
-                kept.reported += 1;
-                if orphans.reported.insert(stray.id.clone()) {
-                    tracing::warn!(container = stray.id, agent.id = %agent, "a container with our label that we do not know; left until its longest life is over");
-                }
+            if !(*known && ours) && orphans.reported.insert(stray.id.clone()) {
+                tracing::warn!(container = stray.id, agent.id = %agent, "a container with our label that we do not know; left until its longest life is over");
             }
             continue;
         }
@@ -320,7 +303,6 @@ async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: 
         match link.docker.remove(&stray.id).await {
             Ok(()) => {
                 replica.metrics.orphans.inc();
-                kept.orphans += 1;
             }
             Err(error) => tracing::warn!(container = stray.id, %error, "an orphan cannot be removed; trying again"),
         }

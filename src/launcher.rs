@@ -71,10 +71,10 @@ pub async fn pass(replica: &Arc<Replica>, pause: &mut Duration) -> Result<Option
                 // The end of a start wakes us.
                 break;
             }
-            let room_ = i32::try_from(room).unwrap_or(1);
+            let wanted = i32::try_from(room).unwrap_or(1);
             let asked = Instant::now();
             let lease = if failpoint::broken("lease_for_ever") { Duration::from_secs(3600) } else { replica.start_lease };
-            let placed = match replica.claims.place(link.id, replica.id(), room_, lease, None).await? {
+            let placed = match replica.claims.place(link.id, replica.id(), wanted, lease, None).await? {
                 Placed::Full => break,
                 Placed::Locked => {
                     contended = true;

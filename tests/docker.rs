@@ -342,7 +342,7 @@ async fn term_can_be_ignored_and_kill_cannot(bench: Bench) {
     let docker = &bench.docker;
     let id = bench.run(&["sh", "-c", "trap '' TERM; echo ready; sleep inf"]).await;
     // Before it has said so, the trap is not set.
-    let mut output = Box::pin(docker.logs(&id, true, None, false).unwrap());
+    let mut output = Box::pin(docker.logs(&id, true, None).unwrap());
     assert_eq!(output.next().await.unwrap().unwrap(), "ready\n");
     assert_eq!(docker.signal(&id, Signal::Term).await, Ok(Signalled::Sent));
     assert_eq!(docker.wait_stopped(&id, Duration::from_millis(300)).await, Ok(false));
@@ -411,10 +411,10 @@ async fn events_deliver_a_die(bench: Bench) {
 
 async fn following_the_output_ends_with_the_container(bench: Bench) {
     let id = bench.run(&["sh", "-c", "echo first; sleep 1; echo last; exit 0"]).await;
-    let output = bench.docker.logs(&id, true, None, false).unwrap();
+    let output = bench.docker.logs(&id, true, None).unwrap();
     let text: Vec<u8> = tokio::time::timeout(LONG, output.map(|chunk| chunk.unwrap().to_vec()).concat()).await.unwrap();
     assert_eq!(text, b"first\nlast\n");
-    let last = bench.docker.logs(&id, false, Some(1), false).unwrap();
+    let last = bench.docker.logs(&id, false, Some(1)).unwrap();
     assert_eq!(last.map(|chunk| chunk.unwrap().to_vec()).concat().await, b"last\n");
 }
 
@@ -1019,7 +1019,7 @@ async fn a_log_stream_left_open_does_not_hold_a_follower() {
     let bench = Bench::new(fake.endpoint()).await;
     fake.inject(Some(Call::Logs), None, Fault::Mute, 1);
     let id = bench.run(&["sh", "-c", "echo first; sleep 0.2; echo last"]).await;
-    let output = bench.docker.logs(&id, true, None, false).unwrap();
+    let output = bench.docker.logs(&id, true, None).unwrap();
     let text = output.map(|chunk| chunk.unwrap().to_vec()).concat();
     assert_eq!(tokio::time::timeout(LONG, text).await.unwrap(), b"first\nlast\n");
 }
