@@ -3,6 +3,7 @@
 //!
 //! Guarantees: a wrong value ends with one line and exit code 64; nothing secret is printed.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -414,7 +415,7 @@ impl fmt::Debug for Database {
 }
 
 impl Endpoints {
-    /// Each of them.
+    /// Each of them, once.
     #[must_use]
     pub fn all(&self) -> Vec<String> {
         let mut endpoints: Vec<String> = self.docker.iter().filter(|endpoint| !endpoint.is_empty()).cloned().collect();
@@ -422,7 +423,8 @@ impl Endpoints {
             let default = std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
             endpoints.push(default.unwrap_or_else(|| "unix:///var/run/docker.sock".to_owned()));
         }
-        endpoints.dedup();
+        let mut named = HashSet::new();
+        endpoints.retain(|endpoint| named.insert(endpoint.clone()));
         endpoints
     }
 }

@@ -65,6 +65,17 @@ fn a_wrong_value_ends_with_one_line_and_exit_code_64() {
     }
 }
 
+#[test]
+fn an_endpoint_that_is_named_twice_is_served_once() {
+    let twice = "unix:///nowhere/a,unix:///nowhere/b, unix:///nowhere/a";
+    // It says a line for each endpoint that `serve` would serve.
+    let output = run(&["doctor"], &[("SUNDOWN_DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing"), ("SUNDOWN_DOCKER", twice)]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    for endpoint in ["docker unix:///nowhere/a:", "docker unix:///nowhere/b:"] {
+        assert_eq!(said.matches(endpoint).count(), 1, "{endpoint} in {said}");
+    }
+}
+
 /// A database that asks for a password, which no line may repeat.
 const SECRET: &str = "s3cr3t-W0rd";
 
