@@ -124,9 +124,10 @@ pub struct Docker {
     /// The hosts.
     #[command(flatten)]
     pub endpoints: Endpoints,
-    /// Live agents that each host may carry; when all are full, agents wait. Too many, and the host's memory is what ends them.
-    #[arg(long, env = "SUNDOWN_CAPACITY", value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(i32).range(0..=100_000))]
-    pub capacity: i32,
+    /// Live agents that each host may carry; when all are full, agents wait. Too many, and the host's memory is what ends them. Not given,
+    /// a host's stays as it is [first: 100].
+    #[arg(long, env = "SUNDOWN_CAPACITY", value_name = "N", value_parser = clap::value_parser!(i32).range(0..=100_000))]
+    pub capacity: Option<i32>,
     /// Containers that this replica starts at once on each host; 0: one for each core here. More only makes each start slower.
     #[arg(long, env = "SUNDOWN_STARTS", value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=256))]
     pub starts: u16,

@@ -73,7 +73,7 @@ pub async fn connect(replica: &Replica, host: &Host) -> Result<Arc<Link>, Troubl
     let docker = Docker::connect(&host.endpoint, replica.sql.installation()).await?;
     let description = docker.describe().await?;
     let uuid = docker.host_identity(proposal(replica, &docker).await?).await?;
-    let capacity = if failpoint::broken("no_capacity") { i32::MAX } else { host.capacity };
+    let capacity = if failpoint::broken("no_capacity") { Some(i32::MAX) } else { host.capacity };
     let id = replica.sql.register_host(uuid, &description.hostname, &host.endpoint, capacity, None).await?;
     if !description.live_restore {
         tracing::warn!(endpoint = host.endpoint, "live-restore is off: a restart of this daemon ends every agent on it");

@@ -179,8 +179,8 @@ impl Replica {
 pub struct Host {
     /// As configured.
     pub endpoint: String,
-    /// How many agents it may carry.
-    pub capacity: i32,
+    /// How many agents it may carry; `None`: as many as it does.
+    pub capacity: Option<i32>,
     /// How many starts at once.
     pub starts: usize,
     link: RwLock<Option<Arc<Link>>>,
@@ -265,7 +265,7 @@ impl Link {
 impl Host {
     /// An endpoint that has not been reached yet.
     #[must_use]
-    pub fn new(endpoint: String, capacity: i32, starts: usize) -> Self {
+    pub fn new(endpoint: String, capacity: Option<i32>, starts: usize) -> Self {
         Self { endpoint, capacity, starts, link: RwLock::new(None) }
     }
 

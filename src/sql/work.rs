@@ -123,7 +123,7 @@ impl Sql {
     }
 
     /// Registers a Docker host and answers its id.
-    pub async fn register_host(&self, uuid: Uuid, name: &str, endpoint: &str, capacity: i32, now: Now) -> Result<i32, Error> {
+    pub async fn register_host(&self, uuid: Uuid, name: &str, endpoint: &str, capacity: Option<i32>, now: Now) -> Result<i32, Error> {
         let params: &[Param<'_>] =
             &[(&uuid, Type::UUID), (&name, Type::TEXT), (&endpoint, Type::TEXT), (&capacity, Type::INT4), (&now, Type::TIMESTAMPTZ)];
         self.one(super::REGISTER_HOST, params, "host").await?.ok_or_else(none)

@@ -101,7 +101,7 @@ async fn the_first_line_has_the_effective_values_and_every_line_is_json() {
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect();
     let first = lines[0]["config"].as_str().unwrap_or_default();
     // Given, and default.
-    for wanted in ["700ms", "capacity: 7", endpoint.as_str(), "lease: Span(15s)", "drain: Span(20s)", replica.address.as_str()] {
+    for wanted in ["700ms", "capacity: Some(7)", endpoint.as_str(), "lease: Span(15s)", "drain: Span(20s)", replica.address.as_str()] {
         assert!(first.contains(wanted), "{wanted} is not in {first}");
     }
     assert!(lines.iter().all(|line| line["level"].is_string() && line["message"].is_string()), "{log}");

@@ -139,7 +139,7 @@ pub async fn submit(client: &Client, with: &str) -> Uuid {
 
 /// A host with room for `capacity` agents.
 pub async fn host(sql: &Sql, capacity: i32) -> i32 {
-    sql.register_host(Uuid::new_v4(), "here", "unix:///nowhere", capacity, None).await.unwrap()
+    sql.register_host(Uuid::new_v4(), "here", "unix:///nowhere", Some(capacity), None).await.unwrap()
 }
 
 /// Places whoever is first in line, and answers id and epoch.
