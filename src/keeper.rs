@@ -178,8 +178,9 @@ async fn deaths(replica: &Arc<Replica>, link: &Arc<Link>, dead: &mut HashMap<Uui
     let now = Instant::now();
     let due: Vec<Uuid> = dead.iter().filter(|(_, (since, pause))| *since + *pause <= now).map(|(id, _)| *id).collect();
     let rows = replica.sql.on_host(link.id, Some(&due)).await?;
+    let rows: HashMap<Uuid, &(Claim, bool)> = rows.iter().map(|row| (row.0.id, row)).collect();
     for id in &due {
-        match rows.iter().find(|(row, _)| row.id == *id) {
+        match rows.get(id) {
             // Not said to run yet, or in the hands of somebody who did not see it die: in a moment it is neither.
             Some((row, leased)) if row.state == "pending" || *leased => {
                 let next = dead.get(id).map(|(_, pause)| (*pause * 2).max(Duration::from_millis(20)));
@@ -227,21 +228,20 @@ pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphan
     // Rows first, then the list: a container that the list lacks was gone after its row was read.
     let rows = replica.sql.on_host(link.id, None).await?;
     let listed = link.answered(link.docker.list()).await?;
+    let alive: HashSet<&str> = listed.iter().filter(|l| l.status.is_alive()).map(|l| l.id.as_str()).collect();
     for (row, leased) in &rows {
         let Some(container) = &row.container_id else { continue };
-        if *leased || row.state == "pending" {
+        if *leased || row.state == "pending" || alive.contains(container.as_str()) {
             continue;
         }
-        let alive = listed.iter().any(|l| l.id == *container && l.status.is_alive());
-        if !alive && failpoint::broken("absence_is_death") {
-            let facts = failed("vanished", None);
-            finish::end(replica, link, row, facts, None).await?;
-        } else if !alive {
+        if failpoint::broken("absence_is_death") {
+            finish::end(replica, link, row, failed("vanished", None), None).await?;
+        } else {
             judge_later(replica, link, row.clone());
         }
     }
-    let strays: Vec<&Listed> =
-        listed.iter().filter(|l| l.agent.is_some_and(|agent| !rows.iter().any(|(row, _)| row.id == agent))).collect();
+    let with_row: HashSet<Uuid> = rows.iter().map(|(row, _)| row.id).collect();
+    let strays: Vec<&Listed> = listed.iter().filter(|l| l.agent.is_some_and(|agent| !with_row.contains(&agent))).collect();
     reap(replica, link, &strays, orphans).await
 }
 
@@ -269,18 +269,20 @@ fn judge_later(replica: &Arc<Replica>, link: &Arc<Link>, row: Claim) {
 /// Removes orphans: our name, our labels, an agent that is known and has no live row, seen for a grace. Anything else with our
 /// label is reported, and ended only when it is older than the longest life that its label allows.
 async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: &mut Orphans) -> Result<(), Trouble> {
-    orphans.since.retain(|id, _| strays.iter().any(|stray| stray.id == *id));
-    orphans.reported.retain(|id| strays.iter().any(|stray| stray.id == *id));
+    let there: HashSet<&str> = strays.iter().map(|stray| stray.id.as_str()).collect();
+    orphans.since.retain(|id, _| there.contains(id.as_str()));
+    orphans.reported.retain(|id| there.contains(id.as_str()));
     if strays.is_empty() {
         return Ok(());
     }
     let now = Instant::now();
     let agents: Vec<Uuid> = strays.iter().filter_map(|stray| stray.agent).collect();
     // Asked after the list, of a database that is certainly ours, or not answered at all.
-    let known = replica.sql.known(&agents).await?;
+    let known: HashMap<Uuid, (bool, bool)> =
+        replica.sql.known(&agents).await?.into_iter().map(|(id, known, live)| (id, (known, live))).collect();
     for stray in strays {
         let Some(agent) = stray.agent else { continue };
-        let Some((_, known, live)) = known.iter().find(|(id, _, _)| *id == agent) else { continue };
+        let Some((known, live)) = known.get(&agent) else { continue };
         if *live && !failpoint::broken("hasty_reaper") {
             orphans.since.remove(&stray.id);
             continue;
