@@ -56,9 +56,8 @@ pub async fn remove_and_record(replica: &Arc<Replica>, link: &Link, row: &Claim,
     }
     if let Some(container) = container {
         let removed = replica.hold(row, async {
-            let lane = if row.attempts > 2 { &link.stubborn } else { &link.removals };
-            let _lane = lane.acquire().await;
-            link.answered(link.docker.remove(container)).await
+            let _lane = link.turn_to_remove(container).await;
+            link.remove(container).await
         });
         match removed.await? {
             Some(Ok(())) => {}

@@ -228,6 +228,7 @@ pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphan
     // Rows first, then the list: a container that the list lacks was gone after its row was read.
     let rows = replica.sql.on_host(link.id, None).await?;
     let listed = link.answered(link.docker.list()).await?;
+    link.forget_removed(&listed.iter().map(|l| l.id.as_str()).collect());
     let alive: HashSet<&str> = listed.iter().filter(|l| l.status.is_alive()).map(|l| l.id.as_str()).collect();
     for (row, leased) in &rows {
         let Some(container) = &row.container_id else { continue };

@@ -3,12 +3,13 @@
 //! Guarantees: a task in a lane that panics breaks the replica instead of vanishing; whatever was shared here was shared as a
 //! wake-up or is a fact about this process, never a fact about an agent.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -198,9 +199,11 @@ pub struct Link {
     /// Logs that are read, in a lane of their own.
     pub tails: Semaphore,
     /// Removals, in a lane of their own so that they never hold up a kill.
-    pub removals: Semaphore,
+    removals: Semaphore,
     /// Removals that failed before, one at a time: those that hang hold up nobody else's.
-    pub stubborn: Semaphore,
+    stubborn: Semaphore,
+    /// Containers whose removal was begun and did not succeed.
+    begun: Mutex<HashSet<String>>,
     /// Who its volume says that it is.
     pub uuid: Uuid,
     /// Cancelled once the daemon does not answer at all: nothing more is claimed for it here, until it is connected anew.
@@ -246,6 +249,34 @@ impl Link {
         answered
     }
 
+    /// A place in the lane that the removal of a container belongs to. Stubborn is one whose removal failed here, however long it was
+    /// waited for before that.
+    pub async fn turn_to_remove(&self, container: &str) -> Option<SemaphorePermit<'_>> {
+        let stubborn = self.begun().contains(container);
+        let lane = if stubborn { &self.stubborn } else { &self.removals };
+        lane.acquire().await.ok()
+    }
+
+    /// Removes a container. Its caller has a place in its lane.
+    ///
+    /// # Errors
+    /// The call's own. Dropped while it hangs, it has failed, too.
+    pub async fn remove(&self, container: &str) -> Result<(), DockerError> {
+        self.begun().insert(container.to_owned());
+        self.answered(self.docker.remove(container)).await?;
+        self.begun().remove(container);
+        Ok(())
+    }
+
+    /// What is not there any more was removed by somebody else.
+    pub fn forget_removed(&self, there: &HashSet<&str>) {
+        self.begun().retain(|container| there.contains(container.as_str()));
+    }
+
+    fn begun(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What Docker shows of an agent now: under its recorded container, or under the name that its container would have.
     ///
     /// # Errors
@@ -283,6 +314,7 @@ impl Host {
             tails: Semaphore::new(CLEANUPS),
             removals: Semaphore::new(CLEANUPS),
             stubborn: Semaphore::new(1),
+            begun: Mutex::default(),
             uuid,
             silent: CancellationToken::new(),
             pulse: tokio::sync::Mutex::default(),
