@@ -28,6 +28,8 @@ pub const STOP_LEASE: Duration = Duration::from_secs(2);
 /// How often a lease is held on to while Docker takes its time. A daemon that is busy answers within that; one that is out of our reach
 /// may be within another replica's.
 const HOLDS: u32 = 3;
+/// How long a removal may take: less than a lease is held on to, so that the row can say what is wrong.
+const HANGS: Duration = Duration::from_millis(3500);
 /// How far behind a host's keeper everybody else looks.
 pub const LAG: Duration = Duration::from_millis(250);
 /// How long a call to a daemon may say nothing before the daemon is asked whether it is there at all, and how long that may take: together
@@ -147,23 +149,23 @@ impl Replica {
     }
 
     /// Waits for a call to Docker with a lease in hand, holding on to it while the daemon is busy: others would only ask the same
-    /// daemon for the same. `None`: the lease was lost meanwhile. A dead replica holds on to nothing.
+    /// daemon for the same. `None`: the lease was lost meanwhile, or is held on to no more; drop the work, the row comes due again. Whoever
+    /// waited on would be one more for each claim of a row whose call hangs. A dead replica holds on to nothing.
     ///
     /// # Errors
     /// When the database does not answer; the lease then runs out.
     pub async fn hold<T>(&self, row: &Claim, call: impl Future<Output = T>) -> Result<Option<T>, Error> {
         let mut call = std::pin::pin!(call);
         for _ in 0..HOLDS {
-            tokio::select! {
-                done = &mut call => return Ok(Some(done)),
-                () = tokio::time::sleep(STOP_LEASE / 2) => {}
+            if let Ok(done) = tokio::time::timeout(STOP_LEASE / 2, &mut call).await {
+                return Ok(Some(done));
             }
             if !self.sql.renew(row, self.id(), STOP_LEASE, None).await? {
                 self.lease_lost(row.id, "renew");
                 return Ok(None);
             }
         }
-        Ok(Some(call.await))
+        Ok(tokio::time::timeout(STOP_LEASE / 2, call).await.ok())
     }
 
     /// Waits until the work in hand is done, at most so long. False: some of it is not.
@@ -260,10 +262,11 @@ impl Link {
     /// Removes a container. Its caller has a place in its lane.
     ///
     /// # Errors
-    /// The call's own. Dropped while it hangs, it has failed, too.
+    /// The call's own, and when it hangs. The daemon may go on with it: whoever looks next sees.
     pub async fn remove(&self, container: &str) -> Result<(), DockerError> {
         self.begun().insert(container.to_owned());
-        self.answered(self.docker.remove(container)).await?;
+        let removed = tokio::time::timeout(HANGS, self.answered(self.docker.remove(container))).await;
+        removed.unwrap_or_else(|_| Err(DockerError::Unavailable("its removal does not end".to_owned())))?;
         self.begun().remove(container);
         Ok(())
     }

@@ -404,6 +404,20 @@ async fn a_signal_whose_sender_died_is_repeated_without_a_longer_grace() {
 }
 
 #[tokio::test]
+async fn holding_on_to_a_lease_never_shortens_it() {
+    let w = World::new().await;
+    let (id, _) = w.running("ttl => '5s'", w.at(0.0)).await;
+    let mut now = 5.0;
+    for lease in [2.0, 4.0, 8.0, 15.0] {
+        let row = claim(&w.sql, w.host, Some(w.at(now))).await.remove(0);
+        assert_eq!(w.live(id).await.due_at, w.at(now + lease), "it keeps failing");
+        assert!(w.sql.renew(&row, 1, STOP, Some(w.at(now + 1.0))).await.unwrap());
+        now += lease.max(3.0);
+        assert_eq!(w.live(id).await.due_at, w.at(now));
+    }
+}
+
+#[tokio::test]
 async fn no_grace_is_sigkill_at_once() {
     let w = World::new().await;
     let (id, _) = w.running("ttl => '5s', grace => '0s'", w.at(0.0)).await;

@@ -86,3 +86,25 @@ async fn only_a_removal_that_failed_is_made_to_wait_for_those_that_hang() {
     tokio::time::timeout(Duration::from_secs(10), bench.finish(&row)).await.expect("it waits behind one that hangs");
     assert_eq!(outcome(&bench.client, id).await, end("failed", "exited", Some(1)));
 }
+
+#[tokio::test]
+async fn removals_that_hang_do_not_pile_up_however_often_they_are_claimed() {
+    let bench = Bench::new().await;
+    let (stubborn, waits) = (bench.stubborn().await, bench.stubborn().await);
+    for claims in 1..=2 {
+        for id in [stubborn, waits] {
+            let (row, replica, link) = (bench.claim(id).await, Arc::clone(&bench.replica), Arc::clone(&bench.link));
+            bench.replica.spawn(async move { remove_and_record(&replica, &link, &row, Some(&container(id))).await.unwrap() });
+        }
+        assert!(bench.replica.drained(Duration::from_secs(12)).await, "after {claims} claims of each, work for them is left");
+    }
+    let asked = bench.fake.calls(Call::Remove, &container(stubborn)) + bench.fake.calls(Call::Remove, &container(waits));
+    assert!(asked <= 2 + 2 * 2, "asked for {asked} times in one claim and two of each");
+    let said = "select count(*) from sundown.agent_live where error like '%its removal does not end'";
+    assert!(bench.client.query_one(said, &[]).await.unwrap().get::<_, i64>(0) > 0, "its row does not say what is wrong");
+    bench.fake.heal();
+    for id in [stubborn, waits] {
+        bench.finish(&bench.claim(id).await).await;
+        assert_eq!(outcome(&bench.client, id).await, end("failed", "exited", Some(1)));
+    }
+}
