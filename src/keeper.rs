@@ -7,8 +7,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -206,6 +206,8 @@ async fn deaths(replica: &Arc<Replica>, link: &Arc<Link>, dead: &mut HashMap<Uui
 pub struct Orphans {
     since: HashMap<String, Instant>,
     reported: HashSet<String>,
+    /// Those that are being removed.
+    going: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Orphans {
@@ -269,7 +271,7 @@ fn judge_later(replica: &Arc<Replica>, link: &Arc<Link>, row: Claim) {
 
 /// Removes orphans: our name, our labels, an agent that is known and has no live row, seen for a grace. Anything else with our
 /// label is reported, and ended only when it is older than the longest life that its label allows.
-async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: &mut Orphans) -> Result<(), Trouble> {
+async fn reap(replica: &Arc<Replica>, link: &Arc<Link>, strays: &[&Listed], orphans: &mut Orphans) -> Result<(), Trouble> {
     let there: HashSet<&str> = strays.iter().map(|stray| stray.id.as_str()).collect();
     orphans.since.retain(|id, _| there.contains(id.as_str()));
     orphans.reported.retain(|id| there.contains(id.as_str()));
@@ -299,16 +301,32 @@ async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: 
             }
             continue;
         }
-        tracing::warn!(container = stray.id, agent.id = %agent, known, "removing an orphan");
-        if !process::end_all(&stray.id).await {
-            continue;
-        }
-        match link.docker.remove(&stray.id).await {
-            Ok(()) => {
-                replica.metrics.orphans.inc();
-            }
-            Err(error) => tracing::warn!(container = stray.id, %error, "an orphan cannot be removed; trying again"),
-        }
+        remove_later(replica, link, agent, stray.id.clone(), &orphans.going);
     }
     Ok(())
+}
+
+/// Removes an orphan, unless that is under way: one that hangs must not hold up the keeper.
+fn remove_later(replica: &Arc<Replica>, link: &Arc<Link>, agent: Uuid, container: String, going: &Arc<Mutex<HashSet<String>>>) {
+    if !locked(going).insert(container.clone()) {
+        return;
+    }
+    tracing::warn!(container, agent.id = %agent, "removing an orphan");
+    let (shared, link, going) = (Arc::clone(replica), Arc::clone(link), Arc::clone(going));
+    replica.spawn(async move {
+        let _lane = link.orphans.acquire().await;
+        if process::end_all(&container).await {
+            match link.remove(&container).await {
+                Ok(()) => {
+                    shared.metrics.orphans.inc();
+                }
+                Err(error) => tracing::warn!(container, %error, "an orphan cannot be removed; trying again"),
+            }
+        }
+        locked(&going).remove(&container);
+    });
+}
+
+fn locked(set: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
+    set.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -204,6 +204,8 @@ pub struct Link {
     removals: Semaphore,
     /// Removals that failed before, one at a time: those that hang hold up nobody else's.
     stubborn: Semaphore,
+    /// Orphans that are removed, one at a time: nobody waits for them.
+    pub orphans: Semaphore,
     /// Containers whose removal was begun and did not succeed.
     begun: Mutex<HashSet<String>>,
     /// Who its volume says that it is.
@@ -317,6 +319,7 @@ impl Host {
             tails: Semaphore::new(CLEANUPS),
             removals: Semaphore::new(CLEANUPS),
             stubborn: Semaphore::new(1),
+            orphans: Semaphore::new(1),
             begun: Mutex::default(),
             uuid,
             silent: CancellationToken::new(),

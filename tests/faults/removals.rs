@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::fake_docker::{Call, FakeDocker, Fault};
 use crate::harness::lives::{end, outcome};
-use crate::harness::{Db, START, claim, observe, run, submit, until};
+use crate::harness::{Db, START, claim, docker, eventually, lives, observe, replica, run, submit, until};
 
 const ALWAYS: usize = usize::MAX;
 
@@ -107,4 +107,29 @@ async fn removals_that_hang_do_not_pile_up_however_often_they_are_claimed() {
         bench.finish(&bench.claim(id).await).await;
         assert_eq!(outcome(&bench.client, id).await, end("failed", "exited", Some(1)));
     }
+}
+
+#[tokio::test]
+async fn orphans_whose_removal_hangs_keep_no_end_from_being_found() {
+    let (db, fake) = (Db::new().await, FakeDocker::start().await);
+    let (client, endpoint) = (db.client().await, fake.endpoint());
+    let _replica = replica::Replica::start(&db.url(), &[("SUNDOWN_DOCKER", &endpoint)]).await;
+    let installation = docker::installation(&client).await.to_string();
+    let orphans = lives::submit_many(&client, 2, "busybox", "exit 0", "").await;
+    for id in &orphans {
+        assert_eq!(outcome(&client, *id).await, end("succeeded", "exited", Some(0)));
+        fake.inject(Some(Call::Remove), Some(&container(*id)), Fault::Hang, ALWAYS);
+        fake.run(&container(*id), &[("sundown.installation", &installation), ("sundown.agent", &id.to_string())]);
+    }
+    let removed = fake.total(Call::Remove);
+    eventually("an orphan is being removed", Duration::from_secs(60), async || (fake.total(Call::Remove) > removed).then_some(())).await;
+    let id = lives::submit(&client, "busybox", "sleep 0.2; exit 3", ", ttl => '10min'").await;
+    // The daemon is given up on after 14 s, for each of them.
+    eventually("its end is found meanwhile", Duration::from_secs(10), async || {
+        client.query_opt("select from sundown.agent_outcome where id = $1", &[&id]).await.unwrap()
+    })
+    .await;
+    assert_eq!(outcome(&client, id).await, end("failed", "exited", Some(3)));
+    fake.heal();
+    eventually("they are gone", Duration::from_secs(60), async || fake.containers().is_empty().then_some(())).await;
 }
