@@ -95,6 +95,15 @@ pub enum Started {
     Gone,
 }
 
+/// Answer to [`Docker::remove`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removed {
+    /// It was there, and is not any more.
+    Yes,
+    /// There is no such container.
+    Gone,
+}
+
 /// The two signals that Sundown sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
@@ -171,7 +180,7 @@ impl Docker {
     /// gets the identity that the first one set, for a volume that exists keeps its labels.
     pub async fn host_identity(&self, proposed: Uuid) -> Result<Uuid, DockerError> {
         let request = VolumeCreateRequest {
-            name: Some(format!("sundown-host-{}", self.installation)),
+            name: Some(self.volume()),
             driver: Some("local".to_owned()),
             labels: Some(HashMap::from([
                 (LABEL_HOST.to_owned(), proposed.to_string()),
@@ -179,11 +188,23 @@ impl Docker {
             ])),
             ..Default::default()
         };
-        let name = bounded("volume create", LOOK, self.client.create_volume(request)).await?.name;
+        bounded("volume create", LOOK, self.client.create_volume(request)).await?;
         // Asked for once more: since its last restart a daemon may answer a create of what exists without its labels (20.10).
-        let volume = bounded("volume inspect", LOOK, self.client.inspect_volume(&name)).await?;
-        uuid_label(&volume.labels, LABEL_HOST)
-            .ok_or_else(|| DockerError::Rejected(format!("volume {} has no valid label {LABEL_HOST}", volume.name)))
+        let identity = self.identity().await?;
+        identity.ok_or_else(|| DockerError::Rejected(format!("volume {} has no valid label {LABEL_HOST}", self.volume())))
+    }
+
+    /// The identity that this host has been given. `None`: it has none, or none any more.
+    pub async fn identity(&self) -> Result<Option<Uuid>, DockerError> {
+        match bounded("volume inspect", LOOK, self.client.inspect_volume(&self.volume())).await {
+            Ok(volume) => Ok(uuid_label(&volume.labels, LABEL_HOST)),
+            Err(Failure::Answered(404, _)) => Ok(None),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    fn volume(&self) -> String {
+        format!("sundown-host-{}", self.installation)
     }
 
     /// Facts worth logging once per connection.
@@ -327,14 +348,15 @@ impl Docker {
 
     /// Kills what runs, and removes the container with its anonymous volumes. `Ok` only if the daemon says that it is
     /// gone, now or before.
-    pub async fn remove(&self, container_id: &str) -> Result<(), DockerError> {
+    pub async fn remove(&self, container_id: &str) -> Result<Removed, DockerError> {
         let id = reference(container_id)?;
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
         match bounded("remove", REMOVE, self.client.remove_container(id, Some(options))).await {
-            Ok(()) | Err(Failure::Gone(_)) => Ok(()),
+            Ok(()) => Ok(Removed::Yes),
+            Err(Failure::Gone(_)) => Ok(Removed::Gone),
             // "Removal already in progress": another one's removal may yet fail.
             Err(Failure::Answered(409, message)) => match self.inspect(id).await? {
-                None => Ok(()),
+                None => Ok(Removed::Gone),
                 Some(_) => Err(DockerError::Unavailable(message)),
             },
             Err(failure) => Err(failure.into()),

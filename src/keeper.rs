@@ -96,7 +96,7 @@ async fn serve(replica: &Arc<Replica>, host: &Host, said: &mut Option<String>) -
     *said = None;
     tokio::select! {
         ended = keep(replica, &link) => ended,
-        () = link.silent.cancelled() => Err(DockerError::Unavailable("the daemon does not answer at all".to_owned()).into()),
+        () = link.silent.cancelled() => Err(DockerError::Unavailable("it does not answer at all, or is another daemon".to_owned()).into()),
     }
 }
 
@@ -125,16 +125,12 @@ async fn keep(replica: &Arc<Replica>, link: &Arc<Link>) -> Result<(), Trouble> {
                 Some(Err(_)) | None => listening = false,
             },
             _ = list.tick() => {
-                // Whoever closed the stream may not be who answers now: a daemon that is another one knows nothing of our agents.
-                if !listening && link.docker.host_identity(link.uuid).await? != link.uuid {
-                    return Ok(());
-                }
                 // Whoever just connected looks, too: its keeper may have died with what it had seen.
                 if link.keeps.load(Ordering::Acquire) || !looked {
                     survived(replica, pass(replica, link, &mut orphans).await).await?;
                     looked = true;
                 } else {
-                    link.answered(link.docker.ping()).await?;
+                    link.still_itself().await?;
                 }
                 if !listening {
                     events.set(link.docker.events());
@@ -220,6 +216,7 @@ impl Orphans {
 
 /// Holds the daemon's list against the rows.
 pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphans) -> Result<(), Trouble> {
+    link.still_itself().await?;
     if failpoint::broken("events_only") {
         return Ok(());
     }

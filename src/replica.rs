@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::docker::{Docker, DockerError, container_name};
+use crate::docker::{Docker, DockerError, Removed, container_name};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::reconcile::Seen;
@@ -210,7 +210,8 @@ pub struct Link {
     begun: Mutex<HashSet<String>>,
     /// Who its volume says that it is.
     pub uuid: Uuid,
-    /// Cancelled once the daemon does not answer at all: nothing more is claimed for it here, until it is connected anew.
+    /// Cancelled once the daemon does not answer at all, or is another one: nothing more is claimed for it here, until it is connected
+    /// anew.
     pub silent: CancellationToken,
     /// When it last showed that it is there; whoever wants to know asks for all.
     pulse: tokio::sync::Mutex<Option<Instant>>,
@@ -268,7 +269,10 @@ impl Link {
     pub async fn remove(&self, container: &str) -> Result<(), DockerError> {
         self.begun().insert(container.to_owned());
         let removed = tokio::time::timeout(HANGS, self.answered(self.docker.remove(container))).await;
-        removed.unwrap_or_else(|_| Err(DockerError::Unavailable("its removal does not end".to_owned())))?;
+        let removed = removed.unwrap_or_else(|_| Err(DockerError::Unavailable("its removal does not end".to_owned())))?;
+        if removed == Removed::Gone {
+            self.still_itself().await?;
+        }
         self.begun().remove(container);
         Ok(())
     }
@@ -282,19 +286,34 @@ impl Link {
         self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether who answers now is who was connected to. An address proves nothing: another daemon, to which every agent of ours is gone, may
+    /// answer there by now. One that has lost the volume which says who it is looks the same; both are connected to anew.
+    ///
+    /// # Errors
+    /// When it is not, or does not say.
+    pub async fn still_itself(&self) -> Result<(), DockerError> {
+        if self.answered(self.docker.identity()).await? == Some(self.uuid) {
+            return Ok(());
+        }
+        self.silent.cancel();
+        Err(DockerError::Unavailable("it is another daemon, or has lost its volume".to_owned()))
+    }
+
     /// What Docker shows of an agent now: under its recorded container, or under the name that its container would have.
     ///
     /// # Errors
-    /// When the daemon cannot tell, which is not "gone".
+    /// When the daemon cannot tell, or is not the one that would know: neither is "gone".
     pub async fn look(&self, row: &Claim) -> Result<Seen, DockerError> {
-        let Some(recorded) = &row.container_id else {
-            return self.answered(self.docker.inspect(&container_name(row.id))).await.map(Seen::of);
-        };
-        // Recorded by us: it stays ours when somebody gives it another name.
-        Ok(match self.answered(self.docker.inspect(recorded)).await? {
-            Some(container) if container.agent == Some(row.id) => Seen::Ours(Box::new(container)),
+        let name = container_name(row.id);
+        let seen = match self.answered(self.docker.inspect(row.container_id.as_ref().unwrap_or(&name))).await? {
+            // Recorded by us: it stays ours when somebody gives it another name.
+            Some(container) if row.container_id.is_some() && container.agent == Some(row.id) => Seen::Ours(Box::new(container)),
             container => Seen::of(container),
-        })
+        };
+        if !matches!(seen, Seen::Ours(_)) {
+            self.still_itself().await?;
+        }
+        Ok(seen)
     }
 }
 

@@ -279,3 +279,36 @@ async fn exits_are_found_when_no_event_ever_comes() {
     assert_eq!(outcome(&world.client, done).await, end("succeeded", "exited", Some(0)));
     world.nothing_is_left().await;
 }
+
+#[tokio::test]
+async fn another_daemon_behind_the_same_address_ends_nobody() {
+    let world = World::new(&[]).await;
+    let ids = world.running(4).await;
+    let count = async |query: &str| world.client.query_one(query, &[]).await.unwrap().get::<_, i64>(0);
+    // Streams of events that stand live on, and say nothing of it.
+    let other = world.fake.replaced();
+    let new = submit(&world.client, "busybox", "sleep inf", ", ttl => '10min', grace => '1s'").await;
+    world.client.execute("select sundown.terminate($1)", &[&ids[0]]).await.unwrap();
+    eventually("both replicas know it for another host", Duration::from_secs(60), async || {
+        let ended = count("select count(*) from sundown.agent_outcome").await;
+        assert_eq!(ended, 0, "an end was concluded from what another daemon does not know");
+        (other.total(Call::CreateVolume) >= 2).then_some(())
+    })
+    .await;
+    world.unharmed(&ids[1..]).await;
+    assert_eq!(state(&world.client, ids[0]).await, "terminating");
+    assert_eq!(count("select count(*) from sundown.host").await, 2);
+    // Wherever the new one was placed, there it is.
+    world.client.execute("select sundown.terminate($1)", &[&new]).await.unwrap();
+    eventually("nobody lives there", Duration::from_secs(60), async || {
+        let there = count("select count(*) from sundown.agent_live where host <> (select min(id) from sundown.host)").await;
+        (there == 0).then_some(())
+    })
+    .await;
+    drop(other);
+    world.fake.up();
+    assert_eq!(outcome(&world.client, ids[0]).await, end("expired", "terminated", Some(143)));
+    assert_eq!(outcome(&world.client, new).await.1, "terminated");
+    world.unharmed(&ids[1..]).await;
+    world.end_all(&ids[1..]).await;
+}
