@@ -43,7 +43,8 @@ const LOOK: Duration = Duration::from_secs(5);
 const LIST: Duration = Duration::from_secs(10);
 /// Create and start share the 15 s lease of a start with two writes and a look.
 const CREATE: Duration = Duration::from_secs(6);
-const START: Duration = Duration::from_secs(6);
+/// How long a start may take to be answered.
+pub const START: Duration = Duration::from_secs(6);
 /// Longer than the 12 s after which a daemon itself says that a process did not die of SIGKILL.
 const SIGNAL: Duration = Duration::from_secs(14);
 const REMOVE: Duration = Duration::from_secs(14);
