@@ -123,6 +123,7 @@ fn fresh(id: Uuid, epoch: i32, host: i32, lease: Duration) -> Claim {
         grace: Duration::ZERO,
         lease,
         start_timed_out: false,
+        grace_over: false,
     }
 }
 

@@ -244,12 +244,16 @@ impl Link {
         }
     }
 
-    async fn alive(&self) -> bool {
+    /// Whether the daemon that was connected to answers at all.
+    pub async fn alive(&self) -> bool {
         let mut pulse = self.pulse.lock().await;
+        if self.silent.is_cancelled() {
+            return false;
+        }
         if pulse.is_some_and(|at| at.elapsed() < STILL) {
             return true;
         }
-        let answered = !self.silent.is_cancelled() && tokio::time::timeout(PULSE, self.docker.ping()).await.is_ok_and(|pong| pong.is_ok());
+        let answered = tokio::time::timeout(PULSE, self.docker.ping()).await.is_ok_and(|pong| pong.is_ok());
         *pulse = answered.then(Instant::now);
         answered
     }

@@ -153,6 +153,7 @@ impl Scene {
             grace: Duration::ZERO,
             lease: Duration::ZERO,
             start_timed_out: false,
+            grace_over: false,
         }
     }
 

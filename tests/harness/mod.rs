@@ -177,6 +177,7 @@ pub async fn observe(sql: &Sql, id: Uuid, epoch: i32, facts: &Facts, now: Option
         grace: Duration::ZERO,
         lease: Duration::ZERO,
         start_timed_out: false,
+        grace_over: false,
     };
     sql.observe(&row, 1, STOP, facts, now).await.unwrap()
 }
