@@ -25,10 +25,13 @@ update sundown.agent_live l
        due_at = coalesce($7, statement_timestamp())
               + case when l.state = 'pending' and l.placed_at + l.start_timeout > coalesce($7, statement_timestamp())
                      then least(make_interval(secs => $5), greatest(l.placed_at + l.start_timeout - coalesce($7, statement_timestamp()), interval '1 s'))
-                     -- A stop that keeps failing is tried ever more slowly, but for ever.
-                     else least(make_interval(secs => $6 * 2 ^ least(l.attempts, 3)), greatest(interval '15 s', make_interval(secs => $6))) end
+                     -- A stop that keeps failing is tried ever more slowly, but for ever, and at the instant of SIGKILL.
+                     else least(make_interval(secs => $6 * 2 ^ least(l.attempts, 3)), greatest(interval '15 s', make_interval(secs => $6)),
+                                case when l.signalled_at is null and l.observed_at is null and l.decided_at + l.grace > coalesce($7, statement_timestamp())
+                                     then l.decided_at + l.grace - coalesce($7, statement_timestamp()) end) end
  where l.id = any (array(select d.id from due d))
 returning l.id, l.epoch, l.host, l.state, l.container_id, l.attempts, l.started_at is not null as started,
           l.signalled_at is not null as signalled, l.killed_at is not null as killed, l.observed_at is not null as observed,
           extract(epoch from l.grace)::float8 as grace, extract(epoch from l.due_at - coalesce($7, statement_timestamp()))::float8 as lease,
-          l.state = 'pending' and l.placed_at + l.start_timeout <= coalesce($7, statement_timestamp()) as start_timed_out
+          l.state = 'pending' and l.placed_at + l.start_timeout <= coalesce($7, statement_timestamp()) as start_timed_out,
+          coalesce(l.decided_at + l.grace <= coalesce($7, statement_timestamp()), false) as grace_over

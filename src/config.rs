@@ -3,6 +3,7 @@
 //!
 //! Guarantees: a wrong value ends with one line and exit code 64; nothing secret is printed.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 
 use crate::agent;
+use crate::docker;
 
 /// Sundown: every agent is gone by sundown.
 #[derive(Debug, Parser)]
@@ -123,14 +125,15 @@ pub struct Docker {
     /// The hosts.
     #[command(flatten)]
     pub endpoints: Endpoints,
-    /// Live agents that each host may carry; when all are full, agents wait. Too many, and the host's memory is what ends them.
-    #[arg(long, env = "SUNDOWN_CAPACITY", value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(i32).range(0..=100_000))]
-    pub capacity: i32,
+    /// Live agents that each host may carry; when all are full, agents wait. Too many, and the host's memory is what ends them. Not given,
+    /// a host's stays as it is [first: 100].
+    #[arg(long, env = "SUNDOWN_CAPACITY", value_name = "N", value_parser = clap::value_parser!(i32).range(0..=100_000))]
+    pub capacity: Option<i32>,
     /// Containers that this replica starts at once on each host; 0: one for each core here. More only makes each start slower.
     #[arg(long, env = "SUNDOWN_STARTS", value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=256))]
     pub starts: u16,
-    /// How long a start is leased. Shorter takes over sooner from a dead replica; too short takes over from a slow one.
-    #[arg(long, env = "SUNDOWN_LEASE", value_name = "DURATION", default_value = "15s", value_parser = span::<1, 3600>)]
+    /// How long a start is leased, at least 13s. Shorter takes over sooner from a dead replica; too short takes over from a slow one.
+    #[arg(long, env = "SUNDOWN_LEASE", value_name = "DURATION", default_value = "15s", value_parser = lease)]
     pub lease: Span,
 }
 
@@ -307,6 +310,23 @@ fn span<const MIN: u64, const MAX: u64>(text: &str) -> Result<Span, String> {
     Ok(span)
 }
 
+/// The shortest lease of a start, in seconds. Calls begin in its first half, so the other one has to outlast a start that the daemon takes
+/// its time for, and the write that says so: else another replica may start the agent once more.
+const LEASE_MIN: u64 = 2 * docker::START.as_secs() + 1;
+
+/// Tests take over from replicas that they have killed; they need not wait that long for it.
+fn lease(text: &str) -> Result<Span, String> {
+    lease_of(text, if cfg!(feature = "failpoints") { 1 } else { LEASE_MIN })
+}
+
+fn lease_of(text: &str, least: u64) -> Result<Span, String> {
+    let span: Span = text.parse()?;
+    if span.0 < Duration::from_secs(least) || span.0 > Duration::from_secs(3600) {
+        return Err(format!("it must be between {least} s and 3600 s: with less, a slow daemon may be asked to start an agent twice"));
+    }
+    Ok(span)
+}
+
 fn poll(text: &str) -> Result<Span, String> {
     let span: Span = text.parse()?;
     if span.0 < Duration::from_millis(50) || span.0 > Duration::from_secs(3600) {
@@ -416,7 +436,7 @@ impl fmt::Debug for Database {
 }
 
 impl Endpoints {
-    /// Each of them.
+    /// Each of them, once.
     #[must_use]
     pub fn all(&self) -> Vec<String> {
         let mut endpoints: Vec<String> = self.docker.iter().filter(|endpoint| !endpoint.is_empty()).cloned().collect();
@@ -424,7 +444,24 @@ impl Endpoints {
             let default = std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
             endpoints.push(default.unwrap_or_else(|| "unix:///var/run/docker.sock".to_owned()));
         }
-        endpoints.dedup();
+        let mut named = HashSet::new();
+        endpoints.retain(|endpoint| named.insert(endpoint.clone()));
         endpoints
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_a_slow_start_outlasts_is_refused() {
+        for short in ["0s", "2s", "12s", "12.9s"] {
+            let refused = lease_of(short, LEASE_MIN).map_err(|error| error.contains("between 13 s and 3600 s"));
+            assert_eq!(refused, Err(true), "{short}");
+        }
+        for enough in ["13s", "15s", "1h"] {
+            assert!(lease_of(enough, LEASE_MIN).is_ok(), "{enough}");
+        }
     }
 }

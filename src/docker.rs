@@ -43,7 +43,8 @@ const LOOK: Duration = Duration::from_secs(5);
 const LIST: Duration = Duration::from_secs(10);
 /// Create and start share the 15 s lease of a start with two writes and a look.
 const CREATE: Duration = Duration::from_secs(6);
-const START: Duration = Duration::from_secs(6);
+/// How long a start may take to be answered.
+pub const START: Duration = Duration::from_secs(6);
 /// Longer than the 12 s after which a daemon itself says that a process did not die of SIGKILL.
 const SIGNAL: Duration = Duration::from_secs(14);
 const REMOVE: Duration = Duration::from_secs(14);
@@ -71,8 +72,6 @@ pub struct Description {
     pub live_restore: bool,
     /// 1 or 2; 0 if the daemon does not say.
     pub cgroup_version: u8,
-    /// Storage driver.
-    pub driver: String,
     /// Host name of the daemon's machine.
     pub hostname: String,
     /// CPUs of the daemon's machine.
@@ -92,6 +91,15 @@ pub enum Created {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Started {
     /// It has been started, now or before (204 and 304 look alike through the client). It may have ended since.
+    Yes,
+    /// There is no such container.
+    Gone,
+}
+
+/// Answer to [`Docker::remove`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removed {
+    /// It was there, and is not any more.
     Yes,
     /// There is no such container.
     Gone,
@@ -173,7 +181,7 @@ impl Docker {
     /// gets the identity that the first one set, for a volume that exists keeps its labels.
     pub async fn host_identity(&self, proposed: Uuid) -> Result<Uuid, DockerError> {
         let request = VolumeCreateRequest {
-            name: Some(format!("sundown-host-{}", self.installation)),
+            name: Some(self.volume()),
             driver: Some("local".to_owned()),
             labels: Some(HashMap::from([
                 (LABEL_HOST.to_owned(), proposed.to_string()),
@@ -181,11 +189,23 @@ impl Docker {
             ])),
             ..Default::default()
         };
-        let name = bounded("volume create", LOOK, self.client.create_volume(request)).await?.name;
+        bounded("volume create", LOOK, self.client.create_volume(request)).await?;
         // Asked for once more: since its last restart a daemon may answer a create of what exists without its labels (20.10).
-        let volume = bounded("volume inspect", LOOK, self.client.inspect_volume(&name)).await?;
-        uuid_label(&volume.labels, LABEL_HOST)
-            .ok_or_else(|| DockerError::Rejected(format!("volume {} has no valid label {LABEL_HOST}", volume.name)))
+        let identity = self.identity().await?;
+        identity.ok_or_else(|| DockerError::Rejected(format!("volume {} has no valid label {LABEL_HOST}", self.volume())))
+    }
+
+    /// The identity that this host has been given. `None`: it has none, or none any more.
+    pub async fn identity(&self) -> Result<Option<Uuid>, DockerError> {
+        match bounded("volume inspect", LOOK, self.client.inspect_volume(&self.volume())).await {
+            Ok(volume) => Ok(uuid_label(&volume.labels, LABEL_HOST)),
+            Err(Failure::Answered(404, _)) => Ok(None),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    fn volume(&self) -> String {
+        format!("sundown-host-{}", self.installation)
     }
 
     /// Facts worth logging once per connection.
@@ -200,7 +220,6 @@ impl Docker {
                 Some(SystemInfoCgroupVersionEnum::_2) => 2,
                 Some(SystemInfoCgroupVersionEnum::EMPTY) | None => 0,
             },
-            driver: info.driver.unwrap_or_default(),
             hostname: info.name.unwrap_or_default(),
             cpus: info.ncpu.and_then(|n| u32::try_from(n).ok()).unwrap_or_default(),
         })
@@ -315,11 +334,10 @@ impl Docker {
         container_id: &str,
         follow: bool,
         tail: Option<usize>,
-        timestamps: bool,
     ) -> Result<impl Stream<Item = Result<Bytes, DockerError>> + Send + use<>, DockerError> {
         let id = reference(container_id)?;
         let lines = tail.map_or_else(|| "all".to_owned(), |lines| lines.to_string());
-        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(follow).timestamps(timestamps).tail(&lines).build();
+        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(follow).tail(&lines).build();
         let output = self.client.logs(id, Some(options)).map(|entry| Ok(output_bytes(entry.map_err(Failure::from)?)?));
         if !follow {
             return Ok(Either::Left(first_error_ends(until_silent(output))));
@@ -331,14 +349,15 @@ impl Docker {
 
     /// Kills what runs, and removes the container with its anonymous volumes. `Ok` only if the daemon says that it is
     /// gone, now or before.
-    pub async fn remove(&self, container_id: &str) -> Result<(), DockerError> {
+    pub async fn remove(&self, container_id: &str) -> Result<Removed, DockerError> {
         let id = reference(container_id)?;
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
         match bounded("remove", REMOVE, self.client.remove_container(id, Some(options))).await {
-            Ok(()) | Err(Failure::Gone(_)) => Ok(()),
+            Ok(()) => Ok(Removed::Yes),
+            Err(Failure::Gone(_)) => Ok(Removed::Gone),
             // "Removal already in progress": another one's removal may yet fail.
             Err(Failure::Answered(409, message)) => match self.inspect(id).await? {
-                None => Ok(()),
+                None => Ok(Removed::Gone),
                 Some(_) => Err(DockerError::Unavailable(message)),
             },
             Err(failure) => Err(failure.into()),

@@ -55,12 +55,9 @@ pub async fn remove_and_record(replica: &Arc<Replica>, link: &Link, row: &Claim,
         return try_again(replica, row, &error).await;
     }
     if let Some(container) = container {
-        let removed = replica.hold(row, async {
-            let lane = if row.attempts > 2 { &link.stubborn } else { &link.removals };
-            let _lane = lane.acquire().await;
-            link.answered(link.docker.remove(container)).await
-        });
-        match removed.await? {
+        // One whose turn does not come gives its place in the line to others, and comes back.
+        let Some(_lane) = replica.hold(row, link.turn_to_remove(container)).await? else { return Ok(()) };
+        match replica.hold(row, link.remove(container)).await? {
             Some(Ok(())) => {}
             Some(Err(error)) => return try_again(replica, row, &error).await,
             None => return Ok(()),

@@ -7,8 +7,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -73,7 +73,7 @@ pub async fn connect(replica: &Replica, host: &Host) -> Result<Arc<Link>, Troubl
     let docker = Docker::connect(&host.endpoint, replica.sql.installation()).await?;
     let description = docker.describe().await?;
     let uuid = docker.host_identity(proposal(replica, &docker).await?).await?;
-    let capacity = if failpoint::broken("no_capacity") { i32::MAX } else { host.capacity };
+    let capacity = if failpoint::broken("no_capacity") { Some(i32::MAX) } else { host.capacity };
     let id = replica.sql.register_host(uuid, &description.hostname, &host.endpoint, capacity, None).await?;
     if !description.live_restore {
         tracing::warn!(endpoint = host.endpoint, "live-restore is off: a restart of this daemon ends every agent on it");
@@ -96,7 +96,7 @@ async fn serve(replica: &Arc<Replica>, host: &Host, said: &mut Option<String>) -
     *said = None;
     tokio::select! {
         ended = keep(replica, &link) => ended,
-        () = link.silent.cancelled() => Err(DockerError::Unavailable("the daemon does not answer at all".to_owned()).into()),
+        () = link.silent.cancelled() => Err(DockerError::Unavailable("it does not answer at all, or is another daemon".to_owned()).into()),
     }
 }
 
@@ -125,16 +125,12 @@ async fn keep(replica: &Arc<Replica>, link: &Arc<Link>) -> Result<(), Trouble> {
                 Some(Err(_)) | None => listening = false,
             },
             _ = list.tick() => {
-                // Whoever closed the stream may not be who answers now: a daemon that is another one knows nothing of our agents.
-                if !listening && link.docker.host_identity(link.uuid).await? != link.uuid {
-                    return Ok(());
-                }
                 // Whoever just connected looks, too: its keeper may have died with what it had seen.
                 if link.keeps.load(Ordering::Acquire) || !looked {
                     survived(replica, pass(replica, link, &mut orphans).await).await?;
                     looked = true;
                 } else {
-                    link.answered(link.docker.ping()).await?;
+                    link.still_itself().await?;
                 }
                 if !listening {
                     events.set(link.docker.events());
@@ -178,8 +174,9 @@ async fn deaths(replica: &Arc<Replica>, link: &Arc<Link>, dead: &mut HashMap<Uui
     let now = Instant::now();
     let due: Vec<Uuid> = dead.iter().filter(|(_, (since, pause))| *since + *pause <= now).map(|(id, _)| *id).collect();
     let rows = replica.sql.on_host(link.id, Some(&due)).await?;
+    let rows: HashMap<Uuid, &(Claim, bool)> = rows.iter().map(|row| (row.0.id, row)).collect();
     for id in &due {
-        match rows.iter().find(|(row, _)| row.id == *id) {
+        match rows.get(id) {
             // Not said to run yet, or in the hands of somebody who did not see it die: in a moment it is neither.
             Some((row, leased)) if row.state == "pending" || *leased => {
                 let next = dead.get(id).map(|(_, pause)| (*pause * 2).max(Duration::from_millis(20)));
@@ -205,6 +202,8 @@ async fn deaths(replica: &Arc<Replica>, link: &Arc<Link>, dead: &mut HashMap<Uui
 pub struct Orphans {
     since: HashMap<String, Instant>,
     reported: HashSet<String>,
+    /// Those that are being removed.
+    going: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Orphans {
@@ -215,48 +214,35 @@ impl Orphans {
     }
 }
 
-/// What a pass over a host did.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct Kept {
-    /// Agents whose ends it found.
-    pub ended: usize,
-    /// Orphans that it removed.
-    pub orphans: usize,
-    /// Containers with our label that it left alone.
-    pub reported: usize,
-}
-
 /// Holds the daemon's list against the rows.
-pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphans) -> Result<Kept, Trouble> {
+pub async fn pass(replica: &Arc<Replica>, link: &Arc<Link>, orphans: &mut Orphans) -> Result<(), Trouble> {
+    link.still_itself().await?;
     if failpoint::broken("events_only") {
-        return Ok(Kept::default());
+        return Ok(());
     }
     // An idle host costs no query: with no row and no container there is nothing to hold against anything.
     if link.idle.load(Ordering::Acquire) && link.answered(link.docker.list()).await?.is_empty() {
-        return Ok(Kept::default());
+        return Ok(());
     }
     // Rows first, then the list: a container that the list lacks was gone after its row was read.
     let rows = replica.sql.on_host(link.id, None).await?;
     let listed = link.answered(link.docker.list()).await?;
-    let mut kept = Kept::default();
+    link.forget_removed(&listed.iter().map(|l| l.id.as_str()).collect());
+    let alive: HashSet<&str> = listed.iter().filter(|l| l.status.is_alive()).map(|l| l.id.as_str()).collect();
     for (row, leased) in &rows {
         let Some(container) = &row.container_id else { continue };
-        if *leased || row.state == "pending" {
+        if *leased || row.state == "pending" || alive.contains(container.as_str()) {
             continue;
         }
-        let alive = listed.iter().any(|l| l.id == *container && l.status.is_alive());
-        if !alive && failpoint::broken("absence_is_death") {
-            let facts = failed("vanished", None);
-            finish::end(replica, link, row, facts, None).await?;
-        } else if !alive {
-            kept.ended += 1;
+        if failpoint::broken("absence_is_death") {
+            finish::end(replica, link, row, failed("vanished", None), None).await?;
+        } else {
             judge_later(replica, link, row.clone());
         }
     }
-    let strays: Vec<&Listed> =
-        listed.iter().filter(|l| l.agent.is_some_and(|agent| !rows.iter().any(|(row, _)| row.id == agent))).collect();
-    reap(replica, link, &strays, orphans, &mut kept).await?;
-    Ok(kept)
+    let with_row: HashSet<Uuid> = rows.iter().map(|(row, _)| row.id).collect();
+    let strays: Vec<&Listed> = listed.iter().filter(|l| l.agent.is_some_and(|agent| !with_row.contains(&agent))).collect();
+    reap(replica, link, &strays, orphans).await
 }
 
 /// Looks at one agent that nobody is at, and finishes it if it has ended.
@@ -282,19 +268,21 @@ fn judge_later(replica: &Arc<Replica>, link: &Arc<Link>, row: Claim) {
 
 /// Removes orphans: our name, our labels, an agent that is known and has no live row, seen for a grace. Anything else with our
 /// label is reported, and ended only when it is older than the longest life that its label allows.
-async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: &mut Orphans, kept: &mut Kept) -> Result<(), Trouble> {
-    orphans.since.retain(|id, _| strays.iter().any(|stray| stray.id == *id));
-    orphans.reported.retain(|id| strays.iter().any(|stray| stray.id == *id));
+async fn reap(replica: &Arc<Replica>, link: &Arc<Link>, strays: &[&Listed], orphans: &mut Orphans) -> Result<(), Trouble> {
+    let there: HashSet<&str> = strays.iter().map(|stray| stray.id.as_str()).collect();
+    orphans.since.retain(|id, _| there.contains(id.as_str()));
+    orphans.reported.retain(|id| there.contains(id.as_str()));
     if strays.is_empty() {
         return Ok(());
     }
     let now = Instant::now();
     let agents: Vec<Uuid> = strays.iter().filter_map(|stray| stray.agent).collect();
     // Asked after the list, of a database that is certainly ours, or not answered at all.
-    let known = replica.sql.known(&agents).await?;
+    let known: HashMap<Uuid, (bool, bool)> =
+        replica.sql.known(&agents).await?.into_iter().map(|(id, known, live)| (id, (known, live))).collect();
     for stray in strays {
         let Some(agent) = stray.agent else { continue };
-        let Some((_, known, live)) = known.iter().find(|(id, _, _)| *id == agent) else { continue };
+        let Some((known, live)) = known.get(&agent) else { continue };
         if *live && !failpoint::broken("hasty_reaper") {
             orphans.since.remove(&stray.id);
             continue;
@@ -305,25 +293,37 @@ async fn reap(replica: &Arc<Replica>, link: &Link, strays: &[&Listed], orphans: 
         let allowed = if *known && ours { ORPHAN_GRACE } else { stray.longest_life().unwrap_or(Duration::MAX) };
         let hasty = if *live { failpoint::broken("hasty_reaper") } else { !ours && failpoint::broken("foreign_reaper") };
         if now.duration_since(since) < allowed && !hasty {
-            if !(*known && ours) {
-                kept.reported += 1;
-                if orphans.reported.insert(stray.id.clone()) {
-                    tracing::warn!(container = stray.id, agent.id = %agent, "a container with our label that we do not know; left until its longest life is over");
-                }
+            if !(*known && ours) && orphans.reported.insert(stray.id.clone()) {
+                tracing::warn!(container = stray.id, agent.id = %agent, "a container with our label that we do not know; left until its longest life is over");
             }
             continue;
         }
-        tracing::warn!(container = stray.id, agent.id = %agent, known, "removing an orphan");
-        if !process::end_all(&stray.id).await {
-            continue;
-        }
-        match link.docker.remove(&stray.id).await {
-            Ok(()) => {
-                replica.metrics.orphans.inc();
-                kept.orphans += 1;
-            }
-            Err(error) => tracing::warn!(container = stray.id, %error, "an orphan cannot be removed; trying again"),
-        }
+        remove_later(replica, link, agent, stray.id.clone(), &orphans.going);
     }
     Ok(())
+}
+
+/// Removes an orphan, unless that is under way: one that hangs must not hold up the keeper.
+fn remove_later(replica: &Arc<Replica>, link: &Arc<Link>, agent: Uuid, container: String, going: &Arc<Mutex<HashSet<String>>>) {
+    if !locked(going).insert(container.clone()) {
+        return;
+    }
+    tracing::warn!(container, agent.id = %agent, "removing an orphan");
+    let (shared, link, going) = (Arc::clone(replica), Arc::clone(link), Arc::clone(going));
+    replica.spawn(async move {
+        let _lane = link.orphans.acquire().await;
+        if process::end_all(&container).await {
+            match link.remove(&container).await {
+                Ok(()) => {
+                    shared.metrics.orphans.inc();
+                }
+                Err(error) => tracing::warn!(container, %error, "an orphan cannot be removed; trying again"),
+            }
+        }
+        locked(&going).remove(&container);
+    });
+}
+
+fn locked(set: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
+    set.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -71,10 +71,10 @@ pub async fn pass(replica: &Arc<Replica>, pause: &mut Duration) -> Result<Option
                 // The end of a start wakes us.
                 break;
             }
-            let room_ = i32::try_from(room).unwrap_or(1);
+            let wanted = i32::try_from(room).unwrap_or(1);
             let asked = Instant::now();
             let lease = if failpoint::broken("lease_for_ever") { Duration::from_secs(3600) } else { replica.start_lease };
-            let placed = match replica.claims.place(link.id, replica.id(), room_, lease, None).await? {
+            let placed = match replica.claims.place(link.id, replica.id(), wanted, lease, None).await? {
                 Placed::Full => break,
                 Placed::Locked => {
                     contended = true;
@@ -123,6 +123,7 @@ fn fresh(id: Uuid, epoch: i32, host: i32, lease: Duration) -> Claim {
         grace: Duration::ZERO,
         lease,
         start_timed_out: false,
+        grace_over: false,
     }
 }
 
@@ -261,6 +262,10 @@ async fn create(replica: &Replica, link: &Link, row: &Claim, spec: Option<&Spec>
         },
     };
     failpoint::hit("launch.before_create");
+    // On another daemon it would be nobody's: its row says that it lives on this one.
+    if let Err(error) = link.still_itself().await {
+        return Ok(Step::Unknown(error));
+    }
     Ok(match link.answered(link.docker.create(&container_spec(row.id, spec))).await {
         Ok(Created::New(container)) => {
             failpoint::hit("launch.created");

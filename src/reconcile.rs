@@ -5,7 +5,7 @@
 //! what is not ours is never acted on.
 //!
 //! An end is ours if the intent was written down before the act: in the row, or, with the database away, in the container's name. The
-//! exit code alone cannot tell: 137 is also what a restarted daemon, a host without memory, or a shell whose child was killed leave
+//! exit code alone cannot tell that it was us: 137 is also what a restarted daemon, a host without memory, or a shell whose child was killed leave
 //! behind, and an agent that died so before its deadline has failed, however late somebody looks. Docker's timestamps decide nothing.
 
 use crate::docker::{Container, Status};
@@ -13,6 +13,9 @@ use crate::sql::work::{Claim, Facts};
 
 /// What the record says of one whom the dead man found.
 const OVERDUE: &str = "the dead man found it past its longest life";
+
+/// The exit code that SIGKILL leaves.
+const KILLED: i64 = 137;
 
 /// What Docker shows under an agent's name or recorded container.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,14 +120,19 @@ fn stopping(row: &Claim, seen: &Seen) -> Action {
     match seen {
         Seen::Gone | Seen::Foreign => Action::End(expired(None), None),
         Seen::Ours(container) if !container.ever_started => Action::End(expired(None), Some(container.id.clone())),
-        // Before any signal of ours was decided on, in its row or by the dead man in its name, whatever ended it was not us.
-        Seen::Ours(container) if ended(container.status) && !row.signalled && !container.overdue => {
+        Seen::Ours(container) if ended(container.status) && !ended_by_us(row, container) => {
             Action::End(by_itself(container), Some(container.id.clone()))
         }
         Seen::Ours(container) if ended(container.status) => Action::End(expired(Some(container)), Some(container.id.clone())),
         Seen::Ours(container) if row.killed => Action::Kill(container.id.clone()),
         Seen::Ours(container) => Action::Signal(container.id.clone()),
     }
+}
+
+/// Before any signal of ours was decided on, in its row or by the dead man in its name, whatever ended it was not us. Nor was it a SIGKILL
+/// that was sent without a look and without a signal before it, if there is another code than that leaves.
+fn ended_by_us(row: &Claim, container: &Container) -> bool {
+    row.signalled || container.overdue || (row.killed && container.exit_code.is_none_or(|code| code == KILLED))
 }
 
 fn ended(status: Status) -> bool {

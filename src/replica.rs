@@ -3,18 +3,19 @@
 //! Guarantees: a task in a lane that panics breaks the replica instead of vanishing; whatever was shared here was shared as a
 //! wake-up or is a fact about this process, never a fact about an agent.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::docker::{Docker, DockerError, container_name};
+use crate::docker::{Docker, DockerError, Removed, container_name};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::reconcile::Seen;
@@ -27,6 +28,8 @@ pub const STOP_LEASE: Duration = Duration::from_secs(2);
 /// How often a lease is held on to while Docker takes its time. A daemon that is busy answers within that; one that is out of our reach
 /// may be within another replica's.
 const HOLDS: u32 = 3;
+/// How long a removal may take: less than a lease is held on to, so that the row can say what is wrong.
+const HANGS: Duration = Duration::from_millis(3500);
 /// How far behind a host's keeper everybody else looks.
 pub const LAG: Duration = Duration::from_millis(250);
 /// How long a call to a daemon may say nothing before the daemon is asked whether it is there at all, and how long that may take: together
@@ -146,23 +149,23 @@ impl Replica {
     }
 
     /// Waits for a call to Docker with a lease in hand, holding on to it while the daemon is busy: others would only ask the same
-    /// daemon for the same. `None`: the lease was lost meanwhile. A dead replica holds on to nothing.
+    /// daemon for the same. `None`: the lease was lost meanwhile, or is held on to no more; drop the work, the row comes due again. Whoever
+    /// waited on would be one more for each claim of a row whose call hangs. A dead replica holds on to nothing.
     ///
     /// # Errors
     /// When the database does not answer; the lease then runs out.
     pub async fn hold<T>(&self, row: &Claim, call: impl Future<Output = T>) -> Result<Option<T>, Error> {
         let mut call = std::pin::pin!(call);
         for _ in 0..HOLDS {
-            tokio::select! {
-                done = &mut call => return Ok(Some(done)),
-                () = tokio::time::sleep(STOP_LEASE / 2) => {}
+            if let Ok(done) = tokio::time::timeout(STOP_LEASE / 2, &mut call).await {
+                return Ok(Some(done));
             }
             if !self.sql.renew(row, self.id(), STOP_LEASE, None).await? {
                 self.lease_lost(row.id, "renew");
                 return Ok(None);
             }
         }
-        Ok(Some(call.await))
+        Ok(tokio::time::timeout(STOP_LEASE / 2, call).await.ok())
     }
 
     /// Waits until the work in hand is done, at most so long. False: some of it is not.
@@ -179,8 +182,8 @@ impl Replica {
 pub struct Host {
     /// As configured.
     pub endpoint: String,
-    /// How many agents it may carry.
-    pub capacity: i32,
+    /// How many agents it may carry; `None`: as many as it does.
+    pub capacity: Option<i32>,
     /// How many starts at once.
     pub starts: usize,
     link: RwLock<Option<Arc<Link>>>,
@@ -198,12 +201,17 @@ pub struct Link {
     /// Logs that are read, in a lane of their own.
     pub tails: Semaphore,
     /// Removals, in a lane of their own so that they never hold up a kill.
-    pub removals: Semaphore,
+    removals: Semaphore,
     /// Removals that failed before, one at a time: those that hang hold up nobody else's.
-    pub stubborn: Semaphore,
+    stubborn: Semaphore,
+    /// Orphans that are removed, one at a time: nobody waits for them.
+    pub orphans: Semaphore,
+    /// Containers whose removal was begun and did not succeed.
+    begun: Mutex<HashSet<String>>,
     /// Who its volume says that it is.
     pub uuid: Uuid,
-    /// Cancelled once the daemon does not answer at all: nothing more is claimed for it here, until it is connected anew.
+    /// Cancelled once the daemon does not answer at all, or is another one: nothing more is claimed for it here, until it is connected
+    /// anew.
     pub silent: CancellationToken,
     /// When it last showed that it is there; whoever wants to know asks for all.
     pulse: tokio::sync::Mutex<Option<Instant>>,
@@ -236,36 +244,87 @@ impl Link {
         }
     }
 
-    async fn alive(&self) -> bool {
+    /// Whether the daemon that was connected to answers at all.
+    pub async fn alive(&self) -> bool {
         let mut pulse = self.pulse.lock().await;
+        if self.silent.is_cancelled() {
+            return false;
+        }
         if pulse.is_some_and(|at| at.elapsed() < STILL) {
             return true;
         }
-        let answered = !self.silent.is_cancelled() && tokio::time::timeout(PULSE, self.docker.ping()).await.is_ok_and(|pong| pong.is_ok());
+        let answered = tokio::time::timeout(PULSE, self.docker.ping()).await.is_ok_and(|pong| pong.is_ok());
         *pulse = answered.then(Instant::now);
         answered
+    }
+
+    /// A place in the lane that the removal of a container belongs to. Stubborn is one whose removal failed here, however long it was
+    /// waited for before that.
+    pub async fn turn_to_remove(&self, container: &str) -> Option<SemaphorePermit<'_>> {
+        let stubborn = self.begun().contains(container);
+        let lane = if stubborn { &self.stubborn } else { &self.removals };
+        lane.acquire().await.ok()
+    }
+
+    /// Removes a container. Its caller has a place in its lane.
+    ///
+    /// # Errors
+    /// The call's own, and when it hangs. The daemon may go on with it: whoever looks next sees.
+    pub async fn remove(&self, container: &str) -> Result<(), DockerError> {
+        self.begun().insert(container.to_owned());
+        let removed = tokio::time::timeout(HANGS, self.answered(self.docker.remove(container))).await;
+        let removed = removed.unwrap_or_else(|_| Err(DockerError::Unavailable("its removal does not end".to_owned())))?;
+        if removed == Removed::Gone {
+            self.still_itself().await?;
+        }
+        self.begun().remove(container);
+        Ok(())
+    }
+
+    /// What is not there any more was removed by somebody else.
+    pub fn forget_removed(&self, there: &HashSet<&str>) {
+        self.begun().retain(|container| there.contains(container.as_str()));
+    }
+
+    fn begun(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether who answers now is who was connected to. An address proves nothing: another daemon, to which every agent of ours is gone, may
+    /// answer there by now. One that has lost the volume which says who it is looks the same; both are connected to anew.
+    ///
+    /// # Errors
+    /// When it is not, or does not say.
+    pub async fn still_itself(&self) -> Result<(), DockerError> {
+        if self.answered(self.docker.identity()).await? == Some(self.uuid) {
+            return Ok(());
+        }
+        self.silent.cancel();
+        Err(DockerError::Unavailable("it is another daemon, or has lost its volume".to_owned()))
     }
 
     /// What Docker shows of an agent now: under its recorded container, or under the name that its container would have.
     ///
     /// # Errors
-    /// When the daemon cannot tell, which is not "gone".
+    /// When the daemon cannot tell, or is not the one that would know: neither is "gone".
     pub async fn look(&self, row: &Claim) -> Result<Seen, DockerError> {
-        let Some(recorded) = &row.container_id else {
-            return self.answered(self.docker.inspect(&container_name(row.id))).await.map(Seen::of);
-        };
-        // Recorded by us: it stays ours when somebody gives it another name.
-        Ok(match self.answered(self.docker.inspect(recorded)).await? {
-            Some(container) if container.agent == Some(row.id) => Seen::Ours(Box::new(container)),
+        let name = container_name(row.id);
+        let seen = match self.answered(self.docker.inspect(row.container_id.as_ref().unwrap_or(&name))).await? {
+            // Recorded by us: it stays ours when somebody gives it another name.
+            Some(container) if row.container_id.is_some() && container.agent == Some(row.id) => Seen::Ours(Box::new(container)),
             container => Seen::of(container),
-        })
+        };
+        if !matches!(seen, Seen::Ours(_)) {
+            self.still_itself().await?;
+        }
+        Ok(seen)
     }
 }
 
 impl Host {
     /// An endpoint that has not been reached yet.
     #[must_use]
-    pub fn new(endpoint: String, capacity: i32, starts: usize) -> Self {
+    pub fn new(endpoint: String, capacity: Option<i32>, starts: usize) -> Self {
         Self { endpoint, capacity, starts, link: RwLock::new(None) }
     }
 
@@ -283,6 +342,8 @@ impl Host {
             tails: Semaphore::new(CLEANUPS),
             removals: Semaphore::new(CLEANUPS),
             stubborn: Semaphore::new(1),
+            orphans: Semaphore::new(1),
+            begun: Mutex::default(),
             uuid,
             silent: CancellationToken::new(),
             pulse: tokio::sync::Mutex::default(),

@@ -178,7 +178,7 @@ fn door_state(sql: Sql, replica: &Arc<Replica>) -> Arc<http::State> {
         live_log: Box::new(move |host, container, query| {
             let link = logged.link(host)?;
             let tail = query.tail.and_then(|lines| usize::try_from(lines).ok());
-            let stream = match link.docker.logs(&container, query.follow, tail, false) {
+            let stream = match link.docker.logs(&container, query.follow, tail) {
                 Ok(stream) => stream.map_err(|error| error.to_string()).boxed(),
                 Err(error) => stream::once(async move { Err(error.to_string()) }).boxed(),
             };

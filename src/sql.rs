@@ -35,7 +35,7 @@ macro_rules! statements {
 statements! {
     ACCEPTED = "accepted", CLAIM_DUE = "claim_due", CORDON = "cordon", EXPIRE_WAITING = "expire_waiting", EXTEND = "extend", FINISH = "finish", FORGET_HOST = "forget_host",
     GAUGES = "gauges", GET_AGENT = "get_agent", HOST_OF = "host_of",
-    HOSTS = "hosts", IDENTITY = "identity", KNOWN = "known", LEAVE = "leave", LIST_AGENTS = "list_agents",
+    HOSTS = "hosts", IDENTITY = "identity", KILLING = "killing", KNOWN = "known", LEAVE = "leave", LIST_AGENTS = "list_agents",
     LIST_LABELLED = "list_labelled",
     LOG_OF = "log_of", NEXT_DUE = "next_due", OBSERVE = "observe", ON_HOST = "on_host", PLACE = "place", PROBE = "probe",
     RECALL = "recall", RECORD_CONTAINER = "record_container", REGISTER_HOST = "register_host", REGISTER_REPLICA = "register_replica",

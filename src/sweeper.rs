@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::docker::{Signal, Signalled};
+use crate::docker::{DockerError, Signal, Signalled};
 use crate::error::Error;
 use crate::failpoint;
 use crate::finish;
@@ -31,6 +31,8 @@ const RELAXED: f64 = 2.5;
 const BATCH: usize = 100;
 /// How long a killed container may take to be seen dead, before it is looked at anew.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a look may take before SIGKILL is due without one.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 /// After a claim that found its due rows in somebody else's hands.
 const LOCKED_PAUSE: Duration = Duration::from_millis(50);
 /// How long work that began before the clock was set back may still write what it then was.
@@ -311,9 +313,24 @@ async fn step(replica: &Arc<Replica>, link: &Link, mut row: Claim) -> Result<(),
     if let (true, false, Some(container)) = (row.killed, row.observed, row.container_id.clone()) {
         return kill(replica, link, &row, &container).await;
     }
-    let seen = match link.look(&row).await {
+    let overdue = row.grace_over && !row.signalled && !row.observed;
+    let look = tokio::time::timeout(if overdue { LAST_LOOK } else { Duration::MAX }, link.look(&row)).await;
+    let seen = match look.unwrap_or_else(|_| Err(DockerError::Unavailable("no look at it in time".to_owned()))) {
         Ok(seen) => seen,
-        Err(error) => return finish::try_again(replica, &row, &error).await,
+        Err(error) => match row.container_id.clone() {
+            // It may be its own inspect that hangs. That puts off the signal, never SIGKILL. Beside a daemon that is away, it is not known
+            // what a look would show.
+            Some(container) if overdue && link.alive().await => {
+                if !replica.sql.killing(row.id, row.epoch, STOP_LEASE, None).await? {
+                    replica.lease_lost(row.id, "kill");
+                    return Ok(());
+                }
+                row.killed = true;
+                tracing::warn!(agent.id = %row.id, host = row.host, %error, "killed without a look at it");
+                return kill(replica, link, &row, &container).await;
+            }
+            _ => return finish::try_again(replica, &row, &error).await,
+        },
     };
     failpoint::hit("stop.looked");
     match reconcile(&row, &seen) {

@@ -93,14 +93,27 @@ async fn a_smaller_capacity_is_kept_by_everybody_at_once() {
     let db = Db::new().await;
     let (sql, client) = (db.sql(2).await, db.client().await);
     let uuid = Uuid::new_v4();
-    let host = sql.register_host(uuid, "here", "unix:///nowhere", 3, None).await.unwrap();
+    let host = sql.register_host(uuid, "here", "unix:///nowhere", Some(3), None).await.unwrap();
     submit_many(&client, 5).await;
     assert!(matches!(sql.place(host, 1, 2, START, None).await.unwrap(), Placed::Some(placed) if placed.len() == 2));
-    assert_eq!(sql.register_host(uuid, "here", "unix:///nowhere", 2, None).await.unwrap(), host, "the same host");
+    assert_eq!(sql.register_host(uuid, "here", "unix:///nowhere", Some(2), None).await.unwrap(), host, "the same host");
     assert!(matches!(sql.place(host, 1, 2, START, None).await.unwrap(), Placed::Full));
-    assert_eq!(sql.register_host(uuid, "here", "unix:///nowhere", 1, None).await.unwrap(), host);
+    assert_eq!(sql.register_host(uuid, "here", "unix:///nowhere", Some(1), None).await.unwrap(), host);
     assert!(matches!(sql.place(host, 1, 2, START, None).await.unwrap(), Placed::Full), "more than it may: those live on");
     assert_eq!(slot(&client, host).await, (1, 2, 2));
+}
+
+#[tokio::test]
+async fn a_host_keeps_its_capacity_when_whoever_connects_names_none() {
+    let db = Db::new().await;
+    let (sql, client) = (db.sql(2).await, db.client().await);
+    let uuid = Uuid::new_v4();
+    let host = sql.register_host(uuid, "here", "unix:///nowhere", None, None).await.unwrap();
+    assert_eq!(slot(&client, host).await.0, 100, "a new host");
+    for (named, kept) in [(Some(3), 3), (None, 3), (Some(0), 0), (None, 0)] {
+        assert_eq!(sql.register_host(uuid, "here", "unix:///nowhere", named, None).await.unwrap(), host);
+        assert_eq!(slot(&client, host).await.0, kept, "{named:?}");
+    }
 }
 
 #[tokio::test]
@@ -118,7 +131,7 @@ async fn a_claim_says_open_full_or_locked() {
     assert!(matches!(sql.place(host, 1, 16, START, None).await.unwrap(), Placed::Some(one) if one.len() == 1));
     assert!(matches!(sql.place(host, 1, 16, START, None).await.unwrap(), Placed::Full));
     assert!(sql.cordon(host, true).await.unwrap());
-    assert_eq!(sql.register_host(Uuid::new_v4(), "there", "unix:///nowhere", 1, None).await.unwrap(), host + 1);
+    assert_eq!(sql.register_host(Uuid::new_v4(), "there", "unix:///nowhere", Some(1), None).await.unwrap(), host + 1);
     assert!(matches!(sql.place(host, 1, 16, START, None).await.unwrap(), Placed::Full), "cordoned");
     assert!(sql.cordon(host + 1, true).await.unwrap());
     assert!(matches!(sql.place(host + 1, 1, 16, START, None).await.unwrap(), Placed::Full), "cordoned, though empty");

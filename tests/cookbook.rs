@@ -116,9 +116,9 @@ impl Scene {
         let client = connect(config).await;
         let sql = Sql::new(config, 2, Duration::from_secs(5)).unwrap();
         let replica = sql.register_replica("box-1", "0.1.0", None).await.unwrap();
-        let host = sql.register_host(Uuid::new_v4(), "north", "unix:///run/north.sock", 50, None).await.unwrap();
-        let full = sql.register_host(Uuid::new_v4(), "south", "unix:///run/south.sock", 1, None).await.unwrap();
-        let closed = sql.register_host(Uuid::new_v4(), "west", "unix:///run/west.sock", 5, None).await.unwrap();
+        let host = sql.register_host(Uuid::new_v4(), "north", "unix:///run/north.sock", Some(50), None).await.unwrap();
+        let full = sql.register_host(Uuid::new_v4(), "south", "unix:///run/south.sock", Some(1), None).await.unwrap();
+        let closed = sql.register_host(Uuid::new_v4(), "west", "unix:///run/west.sock", Some(5), None).await.unwrap();
         assert!(sql.cordon(closed, true).await.unwrap());
         sql.tick(replica, &[host, full, closed], LEASE, true, None, None).await.unwrap();
         let scene = Self { client, sql, replica, host: full };
@@ -153,6 +153,7 @@ impl Scene {
             grace: Duration::ZERO,
             lease: Duration::ZERO,
             start_timed_out: false,
+            grace_over: false,
         }
     }
 

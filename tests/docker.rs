@@ -21,7 +21,8 @@ use bollard::query_parameters::{
 use fake_docker::{Call, FakeDocker, Fault};
 use futures_util::StreamExt;
 use sundown::docker::{
-    ContainerSpec, Created, Docker, DockerError, EventKind, Network, Signal, Signalled, Started, Status, container_name, overdue_name,
+    ContainerSpec, Created, Docker, DockerError, EventKind, Network, Removed, Signal, Signalled, Started, Status, container_name,
+    overdue_name,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use uuid::Uuid;
@@ -330,8 +331,8 @@ async fn signals_tell_running_stopped_and_gone_apart(bench: Bench) {
 async fn a_container_that_is_gone_is_gone_for_every_call(bench: Bench) {
     let docker = &bench.docker;
     let id = bench.run(&["sleep", "inf"]).await;
-    docker.remove(&id).await.unwrap();
-    docker.remove(&id).await.unwrap();
+    assert_eq!(docker.remove(&id).await, Ok(Removed::Yes));
+    assert_eq!(docker.remove(&id).await, Ok(Removed::Gone));
     assert_eq!(docker.inspect(&id).await, Ok(None));
     assert_eq!(docker.start(&id).await, Ok(Started::Gone));
     assert_eq!(docker.wait_stopped(&id, LONG).await, Ok(true));
@@ -342,7 +343,7 @@ async fn term_can_be_ignored_and_kill_cannot(bench: Bench) {
     let docker = &bench.docker;
     let id = bench.run(&["sh", "-c", "trap '' TERM; echo ready; sleep inf"]).await;
     // Before it has said so, the trap is not set.
-    let mut output = Box::pin(docker.logs(&id, true, None, false).unwrap());
+    let mut output = Box::pin(docker.logs(&id, true, None).unwrap());
     assert_eq!(output.next().await.unwrap().unwrap(), "ready\n");
     assert_eq!(docker.signal(&id, Signal::Term).await, Ok(Signalled::Sent));
     assert_eq!(docker.wait_stopped(&id, Duration::from_millis(300)).await, Ok(false));
@@ -411,16 +412,18 @@ async fn events_deliver_a_die(bench: Bench) {
 
 async fn following_the_output_ends_with_the_container(bench: Bench) {
     let id = bench.run(&["sh", "-c", "echo first; sleep 1; echo last; exit 0"]).await;
-    let output = bench.docker.logs(&id, true, None, false).unwrap();
+    let output = bench.docker.logs(&id, true, None).unwrap();
     let text: Vec<u8> = tokio::time::timeout(LONG, output.map(|chunk| chunk.unwrap().to_vec()).concat()).await.unwrap();
     assert_eq!(text, b"first\nlast\n");
-    let last = bench.docker.logs(&id, false, Some(1), false).unwrap();
+    let last = bench.docker.logs(&id, false, Some(1)).unwrap();
     assert_eq!(last.map(|chunk| chunk.unwrap().to_vec()).concat().await, b"last\n");
 }
 
 async fn the_host_keeps_one_identity_per_installation(bench: Bench) {
     let proposed = Uuid::new_v4();
+    assert_eq!(bench.docker.identity().await, Ok(None), "asking leaves none");
     assert_eq!(bench.docker.host_identity(proposed).await, Ok(proposed));
+    assert_eq!(bench.docker.identity().await, Ok(Some(proposed)));
     let second = Docker::connect(&bench.endpoint, bench.installation).await.unwrap();
     assert_eq!(second.host_identity(Uuid::new_v4()).await, Ok(proposed));
 
@@ -934,7 +937,7 @@ async fn after_a_lost_response_looking_again_tells() {
 
     fake.inject(Some(Call::Remove), Some(&id), Fault::LostResponse, 1);
     is_unavailable(bench.docker.remove(&id).await);
-    assert_eq!(bench.docker.remove(&id).await, Ok(()));
+    assert_eq!(bench.docker.remove(&id).await, Ok(Removed::Gone));
     assert_eq!(fake.total(Call::Remove), 2);
 }
 
@@ -1010,7 +1013,7 @@ async fn a_removal_in_progress_counts_only_once_the_container_is_gone() {
     is_unavailable(bench.docker.remove(&id).await);
     bench.docker.remove(&id).await.unwrap();
     fake.inject(Some(Call::Remove), None, IN_PROGRESS, 1);
-    assert_eq!(bench.docker.remove(&id).await, Ok(()));
+    assert_eq!(bench.docker.remove(&id).await, Ok(Removed::Gone));
 }
 
 #[tokio::test]
@@ -1019,7 +1022,7 @@ async fn a_log_stream_left_open_does_not_hold_a_follower() {
     let bench = Bench::new(fake.endpoint()).await;
     fake.inject(Some(Call::Logs), None, Fault::Mute, 1);
     let id = bench.run(&["sh", "-c", "echo first; sleep 0.2; echo last"]).await;
-    let output = bench.docker.logs(&id, true, None, false).unwrap();
+    let output = bench.docker.logs(&id, true, None).unwrap();
     let text = output.map(|chunk| chunk.unwrap().to_vec()).concat();
     assert_eq!(tokio::time::timeout(LONG, text).await.unwrap(), b"first\nlast\n");
 }

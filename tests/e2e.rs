@@ -637,8 +637,12 @@ async fn a_host_that_lost_its_volume_is_known_again() {
     let first = Replica::start(&db.url(), &[]).await;
     let id = submit(&client, "sleep 600", ", ttl => '10min'").await;
     until_state(&client, id, "running").await;
+    let volume = format!("sundown-host-{}", docker::installation(&client).await);
+    docker::run(&["volume", "rm", &volume]);
+    harness::until("it is known again", async || docker::run(&["volume", "ls", "-q", "--filter", &format!("name={volume}")]) == volume)
+        .await;
     drop(first);
-    docker::run(&["volume", "rm", &format!("sundown-host-{}", docker::installation(&client).await)]);
+    docker::run(&["volume", "rm", &volume]);
     let second = Replica::start(&db.url(), &[LEASE]).await;
     assert_eq!(second.http("DELETE", &format!("/agents/{id}"), "").await.status, 202);
     assert_eq!(outcome(&client, id).await, end("expired", "terminated", Some(143)));

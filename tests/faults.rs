@@ -10,5 +10,7 @@ mod deadman;
 mod docker_away;
 mod fake_docker;
 mod harness;
+#[path = "faults/removals.rs"]
+mod removals;
 #[path = "faults/replicas_away.rs"]
 mod replicas_away;

@@ -404,6 +404,49 @@ async fn a_signal_whose_sender_died_is_repeated_without_a_longer_grace() {
 }
 
 #[tokio::test]
+async fn holding_on_to_a_lease_never_shortens_it() {
+    let w = World::new().await;
+    let (id, _) = w.running("ttl => '5s', grace => '2min'", w.at(0.0)).await;
+    let mut now = 5.0;
+    for lease in [2.0, 4.0, 8.0, 15.0] {
+        let row = claim(&w.sql, w.host, Some(w.at(now))).await.remove(0);
+        assert_eq!(w.live(id).await.due_at, w.at(now + lease), "it keeps failing");
+        assert!(w.sql.renew(&row, 1, STOP, Some(w.at(now + 1.0))).await.unwrap());
+        now += lease.max(3.0);
+        assert_eq!(w.live(id).await.due_at, w.at(now));
+    }
+}
+
+#[tokio::test]
+async fn a_stop_that_nobody_could_look_at_comes_due_when_its_grace_is_over() {
+    let w = World::new().await;
+    let (id, _) = w.running("ttl => '5s', grace => '10s'", w.at(0.0)).await;
+    let (asked, _) = w.running("ttl => '1h', grace => '10s'", w.at(0.0)).await;
+    w.client.query_one("select sundown.terminate($1, at => $2)", &[&asked, &w.at(5.0)]).await.unwrap();
+    for (now, due) in [(5.0, 7.0), (7.0, 11.0), (11.0, 15.0)] {
+        for row in claim(&w.sql, w.host, Some(w.at(now))).await {
+            assert!(!row.grace_over);
+            assert_eq!(w.live(row.id).await.due_at, w.at(due), "claimed at {now}");
+        }
+    }
+    // Given back, and backed off by far more.
+    for id in [id, asked] {
+        let epoch = w.live(id).await.epoch;
+        assert!(w.sql.release(id, epoch, Duration::from_secs(60), None, Some(w.at(12.0))).await.unwrap());
+    }
+    assert_eq!(w.claim(w.at(15.0) - TICK).await, []);
+    let rows = claim(&w.sql, w.host, Some(w.at(15.0))).await;
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        assert!(row.grace_over && !row.signalled && !row.killed);
+        assert!(w.sql.killing(row.id, row.epoch, STOP, Some(w.at(16.0))).await.unwrap());
+        let live = w.live(row.id).await;
+        assert_eq!((live.signalled_at, live.killed_at, live.due_at), (None, Some(w.at(16.0)), w.at(18.0)));
+        assert!(!w.sql.killing(row.id, row.epoch - 1, STOP, Some(w.at(16.0))).await.unwrap(), "somebody else is at it");
+    }
+}
+
+#[tokio::test]
 async fn no_grace_is_sigkill_at_once() {
     let w = World::new().await;
     let (id, _) = w.running("ttl => '5s', grace => '0s'", w.at(0.0)).await;
@@ -501,7 +544,7 @@ async fn the_lease_of_a_start_ends_after_fifteen_seconds() {
 #[tokio::test]
 async fn the_lease_of_a_stop_is_short_and_doubles() {
     let w = World::new().await;
-    let (id, _) = w.running("ttl => '5s'", w.at(0.0)).await;
+    let (id, _) = w.running("ttl => '5s', grace => '2min'", w.at(0.0)).await;
     let mut due = 5.0;
     for lease in [2.0, 4.0, 8.0, 15.0, 15.0, 15.0] {
         assert_eq!(w.claim(w.at(due) - TICK).await, [], "{due} s");

@@ -90,8 +90,6 @@ pub struct Listed {
     pub agent: Option<Uuid>,
     /// What it is doing; may lag behind by moments.
     pub status: Status,
-    /// Seconds since 1970 by the daemon's clock; for people, never for decisions.
-    pub created: i64,
     /// All labels.
     pub labels: HashMap<String, String>,
 }
@@ -191,7 +189,6 @@ impl Listed {
                 ContainerSummaryStateEnum::REMOVING => Status::Removing,
                 ContainerSummaryStateEnum::EMPTY => return Err(incomplete("list")),
             },
-            created: summary.created.unwrap_or_default(),
             labels,
         })
     }

@@ -26,6 +26,7 @@ fn row(state: &str) -> Claim {
         grace: Duration::from_secs(10),
         lease: Duration::ZERO,
         start_timed_out: false,
+        grace_over: false,
     }
 }
 
@@ -155,7 +156,8 @@ fn every_combination_keeps_the_promises() {
                     assert!(!pending || mine.is_none_or(|c| !c.ever_started), "what ran is recorded as running first, {case}");
                     assert_eq!(facts.state == "expired", facts.reason.is_none(), "{case}");
                     assert!(facts.state != "expired" || terminating, "only what Sundown stops expires, {case}");
-                    if terminating && (row.signalled || dead_man) {
+                    let killed = row.killed && mine.is_some_and(|c| c.exit_code.is_none_or(|code| code == 137));
+                    if terminating && (row.signalled || killed || dead_man) {
                         assert_eq!(facts.state, "expired", "after our signal, or the dead man's, it was us, {case}");
                     } else if mine.is_some_and(|c| c.ever_started) {
                         assert_ne!(facts.state, "expired", "without it, it was not, {case}");
@@ -243,6 +245,11 @@ fn a_stop_is_signal_then_sigkill_and_the_first_look_may_find_that_it_had_ended()
     assert_eq!(end(reconcile(&decided, &ours(Status::Exited, Some(3)))), ("failed", Some("exited"), Some(3), Some("removed")));
     assert_eq!(end(reconcile(&signalled, &ours(Status::Exited, Some(0)))), ("expired", None, Some(0), Some("removed")));
     assert_eq!(end(reconcile(&killed, &ours(Status::Exited, Some(137)))), ("expired", None, Some(137), Some("removed")));
+    // Killed without a look: it may have ended before, which any other code shows.
+    let unseen = Claim { killed: true, ..decided.clone() };
+    assert_eq!(reconcile(&unseen, &running), Action::Kill(id()));
+    assert_eq!(end(reconcile(&unseen, &ours(Status::Exited, Some(137)))), ("expired", None, Some(137), Some("removed")));
+    assert_eq!(end(reconcile(&unseen, &ours(Status::Exited, Some(3)))), ("failed", Some("exited"), Some(3), Some("removed")));
     assert_eq!(end(reconcile(&decided, &ours(Status::Created, None))), ("expired", None, None, Some("removed")), "it never ran");
     assert_eq!(end(reconcile(&decided, &Seen::Gone)), ("expired", None, None, None));
 }

@@ -41,6 +41,8 @@ pub struct Claim {
     pub lease: Duration,
     /// It should have been running by now.
     pub start_timed_out: bool,
+    /// Its grace is over, counted from the decision to end it: whether or not it was signalled.
+    pub grace_over: bool,
 }
 
 /// What a container is made from.
@@ -123,7 +125,7 @@ impl Sql {
     }
 
     /// Registers a Docker host and answers its id.
-    pub async fn register_host(&self, uuid: Uuid, name: &str, endpoint: &str, capacity: i32, now: Now) -> Result<i32, Error> {
+    pub async fn register_host(&self, uuid: Uuid, name: &str, endpoint: &str, capacity: Option<i32>, now: Now) -> Result<i32, Error> {
         let params: &[Param<'_>] =
             &[(&uuid, Type::UUID), (&name, Type::TEXT), (&endpoint, Type::TEXT), (&capacity, Type::INT4), (&now, Type::TIMESTAMPTZ)];
         self.one(super::REGISTER_HOST, params, "host").await?.ok_or_else(none)
@@ -265,6 +267,13 @@ impl Sql {
         self.one(super::SIGNALLING, params, "kill").await
     }
 
+    /// The intent to send SIGKILL without a look. False: drop the work.
+    pub async fn killing(&self, id: Uuid, epoch: i32, lease: Duration, now: Now) -> Result<bool, Error> {
+        let lease = lease.as_secs_f64();
+        let params: &[Param<'_>] = &[(&id, Type::UUID), (&epoch, Type::INT4), (&lease, Type::FLOAT8), (&now, Type::TIMESTAMPTZ)];
+        Ok(!self.rows(super::KILLING, params).await?.is_empty())
+    }
+
     /// The stop signal was sent. Answers the seconds to SIGKILL; `None`: the lease was lost.
     pub async fn signalled(&self, id: Uuid, epoch: i32, now: Now) -> Result<Option<f64>, Error> {
         let params: &[Param<'_>] = &[(&id, Type::UUID), (&epoch, Type::INT4), (&now, Type::TIMESTAMPTZ)];
@@ -382,6 +391,7 @@ fn claim(row: &Row) -> Result<Claim, Error> {
         grace: Duration::from_secs_f64(row.try_get::<_, f64>("grace")?.max(0.0)),
         lease: Duration::from_secs_f64(row.try_get::<_, f64>("lease")?.max(0.0)),
         start_timed_out: row.try_get("start_timed_out")?,
+        grace_over: row.try_get("grace_over")?,
     })
 }
 

@@ -112,6 +112,14 @@ impl FakeDocker {
         let _gone = std::fs::remove_file(&self.path);
     }
 
+    /// Another daemon, with nothing in it, answers where this one did. Who is connected to this one stays connected; `up` puts it back.
+    pub fn replaced(&self) -> FakeDocker {
+        std::fs::remove_file(&self.path).unwrap();
+        let other = FakeDocker { daemon: Arc::new(Daemon::new()), path: self.path.clone(), server: Mutex::new(None) };
+        other.up();
+        other
+    }
+
     /// The next `times` calls that match go wrong. `None` matches any; `container` is a name or an id.
     pub fn inject(&self, call: Option<Call>, container: Option<&str>, fault: Fault, times: usize) {
         let mut state = self.daemon.state();

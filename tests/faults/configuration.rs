@@ -65,6 +65,17 @@ fn a_wrong_value_ends_with_one_line_and_exit_code_64() {
     }
 }
 
+#[test]
+fn an_endpoint_that_is_named_twice_is_served_once() {
+    let twice = "unix:///nowhere/a,unix:///nowhere/b, unix:///nowhere/a";
+    // It says a line for each endpoint that `serve` would serve.
+    let output = run(&["doctor"], &[("SUNDOWN_DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing"), ("SUNDOWN_DOCKER", twice)]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    for endpoint in ["docker unix:///nowhere/a:", "docker unix:///nowhere/b:"] {
+        assert_eq!(said.matches(endpoint).count(), 1, "{endpoint} in {said}");
+    }
+}
+
 /// A database that asks for a password, which no line may repeat.
 const SECRET: &str = "s3cr3t-W0rd";
 
@@ -90,7 +101,7 @@ async fn the_first_line_has_the_effective_values_and_every_line_is_json() {
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect();
     let first = lines[0]["config"].as_str().unwrap_or_default();
     // Given, and default.
-    for wanted in ["700ms", "capacity: 7", endpoint.as_str(), "lease: Span(15s)", "drain: Span(20s)", replica.address.as_str()] {
+    for wanted in ["700ms", "capacity: Some(7)", endpoint.as_str(), "lease: Span(15s)", "drain: Span(20s)", replica.address.as_str()] {
         assert!(first.contains(wanted), "{wanted} is not in {first}");
     }
     assert!(lines.iter().all(|line| line["level"].is_string() && line["message"].is_string()), "{log}");

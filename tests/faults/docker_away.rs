@@ -225,6 +225,32 @@ async fn a_remove_that_hangs_delays_no_other_agent() {
 }
 
 #[tokio::test]
+async fn an_inspect_that_hangs_puts_off_the_signal_but_not_sigkill() {
+    let world = World::new(&[]).await;
+    let ids = submit_many(&world.client, 2, "busybox", "sleep inf", ", ttl => '10min', grace => '3s'").await;
+    let exits = submit(&world.client, "busybox", "sleep 1; exit 3", ", ttl => '10min', grace => '3s'").await;
+    until_all(&world.client, &[ids[0], ids[1], exits], "running").await;
+    world.fake.inject(Some(Call::Inspect), None, Fault::Hang, ALWAYS);
+    world.fake.until(|seen| seen.iter().any(|seen| seen.name == name(exits) && seen.status == "exited")).await;
+    due_together(&world.client, &[ids[0], exits], 1.0).await;
+    world.client.execute("select sundown.terminate($1)", &[&ids[1]]).await.unwrap();
+    eventually("each is killed, though nobody sees it", Duration::from_secs(60), async || {
+        let killed = "select count(*) from sundown.agent_live where killed_at is not null and signalled_at is null";
+        (world.client.query_one(killed, &[]).await.unwrap().get::<_, i64>(0) == 3).then_some(())
+    })
+    .await;
+    world.fake.until(|seen| seen.iter().all(|seen| seen.status == "exited")).await;
+    let late = "select max(extract(epoch from killed_at - decided_at - grace))::float8 from sundown.agent_live";
+    let late: f64 = world.client.query_one(late, &[]).await.unwrap().get(0);
+    assert!((0.0..4.0).contains(&late), "SIGKILL came {late} s after the grace was over");
+    world.fake.heal();
+    assert_eq!(outcome(&world.client, ids[0]).await, end("expired", "ttl_expired", Some(137)));
+    assert_eq!(outcome(&world.client, ids[1]).await, end("expired", "terminated", Some(137)));
+    assert_eq!(outcome(&world.client, exits).await, end("failed", "exited", Some(3)), "it had ended before");
+    world.nothing_is_left().await;
+}
+
+#[tokio::test]
 async fn a_list_that_is_cut_short_reaps_nothing() {
     let world = World::new(&[]).await;
     let ids = world.running(3).await;
@@ -278,4 +304,37 @@ async fn exits_are_found_when_no_event_ever_comes() {
     assert_eq!(outcome(&world.client, failed).await, end("failed", "exited", Some(3)));
     assert_eq!(outcome(&world.client, done).await, end("succeeded", "exited", Some(0)));
     world.nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn another_daemon_behind_the_same_address_ends_nobody() {
+    let world = World::new(&[]).await;
+    let ids = world.running(4).await;
+    let count = async |query: &str| world.client.query_one(query, &[]).await.unwrap().get::<_, i64>(0);
+    // Streams of events that stand live on, and say nothing of it.
+    let other = world.fake.replaced();
+    let new = submit(&world.client, "busybox", "sleep inf", ", ttl => '10min', grace => '1s'").await;
+    world.client.execute("select sundown.terminate($1)", &[&ids[0]]).await.unwrap();
+    eventually("both replicas know it for another host", Duration::from_secs(60), async || {
+        let ended = count("select count(*) from sundown.agent_outcome").await;
+        assert_eq!(ended, 0, "an end was concluded from what another daemon does not know");
+        (other.total(Call::CreateVolume) >= 2).then_some(())
+    })
+    .await;
+    world.unharmed(&ids[1..]).await;
+    assert_eq!(state(&world.client, ids[0]).await, "terminating");
+    assert_eq!(count("select count(*) from sundown.host").await, 2);
+    // Wherever the new one was placed, there it is.
+    world.client.execute("select sundown.terminate($1)", &[&new]).await.unwrap();
+    eventually("nobody lives there", Duration::from_secs(60), async || {
+        let there = count("select count(*) from sundown.agent_live where host <> (select min(id) from sundown.host)").await;
+        (there == 0).then_some(())
+    })
+    .await;
+    drop(other);
+    world.fake.up();
+    assert_eq!(outcome(&world.client, ids[0]).await, end("expired", "terminated", Some(143)));
+    assert_eq!(outcome(&world.client, new).await.1, "terminated");
+    world.unharmed(&ids[1..]).await;
+    world.end_all(&ids[1..]).await;
 }

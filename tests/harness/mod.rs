@@ -141,7 +141,7 @@ pub async fn submit(client: &Client, with: &str) -> Uuid {
 
 /// A host with room for `capacity` agents.
 pub async fn host(sql: &Sql, capacity: i32) -> i32 {
-    sql.register_host(Uuid::new_v4(), "here", "unix:///nowhere", capacity, None).await.unwrap()
+    sql.register_host(Uuid::new_v4(), "here", "unix:///nowhere", Some(capacity), None).await.unwrap()
 }
 
 /// Places whoever is first in line, and answers id and epoch.
@@ -179,6 +179,7 @@ pub async fn observe(sql: &Sql, id: Uuid, epoch: i32, facts: &Facts, now: Option
         grace: Duration::ZERO,
         lease: Duration::ZERO,
         start_timed_out: false,
+        grace_over: false,
     };
     sql.observe(&row, 1, STOP, facts, now).await.unwrap()
 }

@@ -79,7 +79,7 @@ fn helps(step: Step) -> bool {
     match step {
         Step::Place(replica) | Step::Claim(replica, _) | Step::Judge(replica) | Step::Reap(replica) | Step::Go(replica, _) => replica == 1,
         Step::LeaseRunsOut | Step::OldLeaseRunsOut(..) | Step::ObeysSignal(_) => true,
-        Step::Fails(..) | Step::Crash(_) | Step::Leave(_) | Step::Delete | Step::Exits(_) => false,
+        Step::Fails(..) | Step::Unseen(..) | Step::Crash(_) | Step::Leave(_) | Step::Delete | Step::Exits(_) => false,
     }
 }
 
@@ -115,6 +115,7 @@ fn told(world: &World, step: Step) -> String {
             doing(world.replicas[replica][n].todo),
             if happened { "it happens" } else { "it does not happen" }
         ),
+        Step::Unseen(replica, _) => format!("{} looks: no answer, and the grace is over", name(replica)),
         Step::Crash(replica) => format!("{} crashes, and comes back", name(replica)),
         Step::Leave(replica) => format!("{} gives its leases back", name(replica)),
         Step::LeaseRunsOut => "the lease runs out".to_owned(),
@@ -141,6 +142,7 @@ fn doing(todo: Todo) -> String {
         Todo::Signalling(_) => "writes that it will signal".to_owned(),
         Todo::Signal(id) => format!("signals container {id}"),
         Todo::Signalled => "writes that it signalled".to_owned(),
+        Todo::Killing(_) => "writes that it will kill what it cannot see".to_owned(),
         Todo::Kill(id) => format!("kills container {id}"),
         Todo::Rest => "lets it live on".to_owned(),
         Todo::Release => "gives the row back".to_owned(),

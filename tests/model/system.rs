@@ -48,6 +48,8 @@ pub enum Step {
     Go(usize, usize),
     /// That step is a call to Docker that is not answered; whether it happened.
     Fails(usize, usize, bool),
+    /// A look before a signal is not answered, and the grace is over since the decision to end it.
+    Unseen(usize, usize),
     Crash(usize),
     /// Told to stop and out of patience, a replica gives its leases back; its process goes on for a while.
     Leave(usize),
@@ -210,6 +212,12 @@ impl System {
                 world.row = Some(Row { lease: Lease::Free, ..row });
                 None
             }
+            Todo::Killing(id) => {
+                let row = row.filter(|row| row.state == State::Terminating && unseen(row))?;
+                world.row = Some(Row { killed: true, ..row });
+                work.row.killed = true;
+                Some(Todo::Kill(id))
+            }
             Todo::Kill(id) => {
                 world.kill(id);
                 Some(Todo::Look(Task::Killed))
@@ -283,6 +291,9 @@ impl System {
                 steps.push(Step::Fails(replica, n, true));
             }
         }
+        if work.kills_unseen().is_some() {
+            steps.push(Step::Unseen(replica, n));
+        }
         steps.push(Step::Go(replica, n));
         // The clocks agree on how long a lease is: while it is the row's, it runs out for both at once.
         let apart = !work.newest || world.row.is_none_or(|row| row.lease != Lease::Held);
@@ -355,6 +366,10 @@ impl Model for System {
                 };
                 world.replicas[replica].extend(todo.map(|todo| work.with(todo)));
             }
+            Step::Unseen(replica, n) => {
+                let work = world.replicas[replica].remove(n);
+                world.replicas[replica].extend(work.kills_unseen().map(|id| work.with(Todo::Killing(id))));
+            }
             Step::Crash(replica) => world.replicas[replica].clear(),
             Step::Leave(replica) => self.leave(&mut world, replica),
             Step::LeaseRunsOut => {
@@ -420,6 +435,7 @@ const SOMETIMES: &[Condition] = &[
     ("its start times out", |_, world| world.ended(&["start_timeout"])),
     ("it expires by signal", |_, world| world.outcome.is_some_and(|end| end.code == Some(143))),
     ("it expires by SIGKILL", |_, world| world.outcome.is_some_and(|end| end.code == Some(137))),
+    ("it is killed without a look", |_, world| world.row.is_some_and(|row| row.killed && !row.signalled)),
     ("a container is created after the outcome", |_, world| world.outcome.is_some() && !world.containers.is_empty()),
     ("a replica goes on past its lease", |_, world| world.replicas.iter().flatten().any(|work| !work.newest && !work.todo.may_start())),
 ];

@@ -111,6 +111,8 @@ pub enum Todo {
     Signalling(u8),
     Signal(u8),
     Signalled,
+    /// The intent of a SIGKILL without a look.
+    Killing(u8),
     Kill(u8),
     Rest,
     /// After Docker failed: `try_again`.
@@ -176,6 +178,7 @@ impl Known {
             grace: Duration::from_secs(10),
             lease: Duration::from_secs(15),
             start_timed_out: self.start_timed_out,
+            grace_over: false,
         }
     }
 }
@@ -184,6 +187,12 @@ impl Work {
     /// As a claim or a read of the row returned it.
     pub fn of(row: &Row, start_timed_out: bool, todo: Todo) -> Self {
         Self { newest: true, lease_over: false, row: Known::of(row, start_timed_out), todo }.with(todo)
+    }
+
+    /// The container that gets a SIGKILL without a look, if that is all that is left to do.
+    pub fn kills_unseen(&self) -> Option<u8> {
+        let Known { state, container, signalled, observed, .. } = self.row;
+        container.filter(|_| self.todo == Todo::Look(Task::Stop) && state == State::Terminating && !signalled && !observed)
     }
 
     pub fn lose_lease(&mut self) {
@@ -367,6 +376,7 @@ impl Todo {
             | Self::Remove(id)
             | Self::Signalling(id)
             | Self::Signal(id)
+            | Self::Killing(id)
             | Self::Kill(id) => Some(id),
             Self::Observe(_, id) | Self::Finish(id) | Self::Running(Some((_, id))) => id,
             Self::Look(_) | Self::Create | Self::Running(None) | Self::Signalled | Self::Rest | Self::Release => None,
@@ -380,7 +390,7 @@ impl Todo {
                 true
             }
             Self::Record(_) | Self::Running(_) | Self::Observe(..) | Self::Finish(_) => false,
-            Self::Signalling(_) | Self::Signalled | Self::Rest | Self::Release => false,
+            Self::Signalling(_) | Self::Signalled | Self::Killing(_) | Self::Rest | Self::Release => false,
         }
     }
 
@@ -391,6 +401,6 @@ impl Todo {
 
     /// What was known of the row still matters.
     pub fn needs_row(self) -> bool {
-        self.may_start() || matches!(self, Self::Look(_) | Self::Signalling(_) | Self::Signal(_) | Self::Kill(_))
+        self.may_start() || matches!(self, Self::Look(_) | Self::Signalling(_) | Self::Signal(_) | Self::Killing(_) | Self::Kill(_))
     }
 }
