@@ -182,6 +182,8 @@ create table sundown.agent_outcome (
         or (state = 'expired' and reason in ('terminated', 'ttl_expired', 'queue_timeout')))
 ) partition by range (id);
 create index agent_outcome_state on sundown.agent_outcome (state, id);
+-- For upkeep, which asks for the youngest of a week while it holds the table: 22 bytes for each agent, written at the right edge.
+create index agent_outcome_finished on sundown.agent_outcome (finished_at);
 comment on table sundown.agent_outcome is 'How each agent ended. The primary key is the promise: one end, once. Never updated.';
 comment on column sundown.agent_outcome.observed_at is 'When its end was seen.';
 comment on column sundown.agent_outcome.state is 'succeeded: it exited with 0; failed: otherwise, could not start, or was lost; expired: Sundown stopped it.';

@@ -150,7 +150,7 @@ async fn ahead(client: &Client) -> Result<(), Error> {
     let missing = "select not exists (select from pg_inherits i join pg_class c on c.oid = i.inhrelid
                     where i.inhparent = 'sundown.agent'::regclass and sundown.partition_end(c.relname) > now() + interval '28 days')";
     if client.query_typed_one(missing, &[]).await?.get(0) {
-        client.batch_execute("select sundown.upkeep()").await?;
+        client.batch_execute("select sundown.make_ahead()").await?;
     }
     Ok(())
 }
@@ -163,7 +163,7 @@ async fn apply_functions(client: &mut Client) -> Result<(), Error> {
         transaction.batch_execute(file).await?;
     }
     transaction
-        .batch_execute("select sundown.adopt() where not exists (select from sundown.installation); select sundown.upkeep()")
+        .batch_execute("select sundown.adopt() where not exists (select from sundown.installation); select sundown.make_ahead()")
         .await?;
     transaction
         .execute_typed(

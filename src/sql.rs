@@ -36,7 +36,7 @@ statements! {
     GAUGES = "gauges", GET_AGENT = "get_agent", HOST_OF = "host_of",
     HOSTS = "hosts", IDENTITY = "identity", KNOWN = "known", LEAVE = "leave", LIST_AGENTS = "list_agents",
     LIST_LABELLED = "list_labelled",
-    LOG_OF = "log_of", NEXT_DUE = "next_due", OBSERVE = "observe", ON_HOST = "on_host", PLACE = "place", PROBE = "probe",
+    LOG_OF = "log_of", MAKE_AHEAD = "make_ahead", NEXT_DUE = "next_due", OBSERVE = "observe", ON_HOST = "on_host", PLACE = "place", PROBE = "probe",
     RECORD_CONTAINER = "record_container", REGISTER_HOST = "register_host", REGISTER_REPLICA = "register_replica",
     RELEASE = "release",
     RENEW = "renew", REST = "rest", RUNNING = "running", SETTINGS = "settings", SIGNALLED = "signalled",
@@ -90,6 +90,11 @@ impl Sql {
     #[must_use]
     pub fn installation(&self) -> Uuid {
         self.installation.get().copied().unwrap_or_default()
+    }
+
+    /// The same connections, for a statement that may take so long.
+    fn within(&self, bound: Duration) -> Self {
+        Self { bound, ..self.clone() }
     }
 
     /// One statement, bounded; once more when others made it roll back.
