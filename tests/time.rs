@@ -708,6 +708,56 @@ async fn an_agent_that_waits_ends_at_once_when_asked_to() {
     assert_eq!(w.terminate(Uuid::new_v4(), w.at(2.0)).await, Err("unknown_agent".to_owned()));
 }
 
+// Overdue.
+
+#[tokio::test]
+async fn whatever_should_be_over_is_overdue_however_often_it_is_tried_again() {
+    let w = World::new().await;
+    // Each has just been tried, and is tried again in a while.
+    let cases = [
+        ("nobody has come", "running", "due_at = now() - interval '2.5 s'", "due_at = now() - interval '1 s'"),
+        ("cannot be stopped", "running", "expires_at = now() - interval '16 s'", "expires_at = now() - interval '14 s'"),
+        ("cannot be stopped", "running", "expires_at = now() - interval '16 s', due_at = 'infinity'", "due_at = 'infinity'"),
+        ("cannot be stopped", "terminating", "decided_at = now() - interval '16 s'", "decided_at = now() - interval '14 s'"),
+        (
+            "SIGKILL was sent",
+            "terminating",
+            "decided_at = now() - interval '16 s', signalled_at = now() - interval '16 s', killed_at = now() - interval '6 s'",
+            "decided_at = now() - interval '14 s', signalled_at = now() - interval '14 s', killed_at = now() - interval '4 s'",
+        ),
+        (
+            "cannot be removed",
+            "running",
+            "observed_at = now() - interval '31 s', ended_state = 'failed', ended_reason = 'vanished'",
+            "observed_at = now() - interval '29 s', ended_state = 'failed', ended_reason = 'vanished', expires_at = now() - interval '1 h'",
+        ),
+        ("was not given up", "pending", "placed_at = now() - interval '66 s'", "placed_at = now() - interval '64 s'"),
+    ];
+    for (what, state, late, timely) in cases {
+        for (change, listed) in [(late, true), (timely, false)] {
+            let id = w.submit("", w.start).await;
+            let (placed, epoch) = place(&w.sql, w.host, None).await;
+            assert_eq!(placed, id);
+            if state != "pending" {
+                assert!(w.sql.record_container(id, epoch, "c").await.unwrap());
+                w.sql.running(id, epoch, None).await.unwrap().unwrap();
+            }
+            if state == "terminating" {
+                w.sql.terminate(id, "a test").await.unwrap();
+            }
+            w.client.execute("update sundown.agent_live set due_at = now() + interval '10 s' where id = $1", &[&id]).await.unwrap();
+            w.client.execute(&format!("update sundown.agent_live set {change} where id = $1"), &[&id]).await.unwrap();
+            let row = w.client.query_opt("select what, late > interval '2 s' from sundown.overdue where id = $1", &[&id]).await.unwrap();
+            assert_eq!(row.is_some(), listed, "{state}, {change}");
+            if let Some(row) = row {
+                assert!(row.get::<_, &str>(0).contains(what) && row.get::<_, bool>(1), "{state}, {change}: {row:?}");
+            }
+        }
+    }
+    w.submit("", w.start).await;
+    assert_eq!(w.sql.gauges().await.unwrap().overdue, 7, "who waits in line is not overdue");
+}
+
 fn exited(code: i32) -> Facts {
     let state = if code == 0 { "succeeded" } else { "failed" };
     Facts { state, reason: Some("exited"), exit_code: Some(code), oom_killed: Some(false), error: None, tail: None }
