@@ -664,7 +664,7 @@ async fn asking_twice_for_an_end_changes_nothing() {
     let (id, epoch) = w.running("", w.at(0.0)).await;
     assert_eq!(w.terminate(id, w.at(1.0)).await.as_deref(), Ok("terminating"));
     let once = w.live(id).await;
-    assert_eq!((once.epoch, once.reason.as_deref(), once.due_at), (epoch + 1, Some("terminated"), w.at(1.0)));
+    assert_eq!((once.epoch, once.reason.as_deref(), once.due_at <= w.at(1.0)), (epoch + 1, Some("terminated"), true));
     assert_eq!(w.terminate(id, w.at(2.0)).await.as_deref(), Ok("terminating"));
     assert_eq!(w.live(id).await, once);
     // Not even in the middle of the stop.
@@ -673,6 +673,17 @@ async fn asking_twice_for_an_end_changes_nothing() {
     let under_way = w.live(id).await;
     assert_eq!(w.terminate(id, w.at(3.0)).await.as_deref(), Ok("terminating"));
     assert_eq!(w.live(id).await, under_way);
+}
+
+#[tokio::test]
+async fn an_instant_that_somebody_names_neither_puts_off_an_end_nor_brings_one_back() {
+    let w = World::new().await;
+    let (id, _) = w.running("", w.at(0.0)).await;
+    w.terminate(id, w.at(366.0 * 86400.0)).await.unwrap();
+    assert!(w.live(id).await.due_at <= w.db.now().await, "it is due now");
+    let (over, _) = w.running("ttl => '1h'", w.at(0.0)).await;
+    w.client.execute("update sundown.agent_live set expires_at = now() - interval '1 s' where id = $1", &[&over]).await.unwrap();
+    assert_eq!(w.extend(over, seconds(60), w.at(-3600.0)).await, Err("already_over".to_owned()));
 }
 
 #[tokio::test]
