@@ -116,6 +116,8 @@ create table sundown.agent_live (
     constraint agent_live_reason check ((state = 'terminating') = (reason is not null) and (reason is null) = (decided_at is null)),
     constraint agent_live_reasons check (reason in ('ttl_expired', 'terminated', 'queue_timeout')),
     constraint agent_live_signals check (signalled_at is null or state = 'terminating'),
+    -- An end that was found after a signal of ours is ours: by itself it ended only if the first look, before any signal, said so.
+    constraint agent_live_first_look check (signalled_at is null or ended_state is null or ended_state = 'expired'),
     constraint agent_live_facts check ((observed_at is null) = (ended_state is null) and (ended_state is null) = (ended_reason is null))
 ) with (
     fillfactor = 80,
