@@ -12,3 +12,5 @@ mod fake_docker;
 mod harness;
 #[path = "faults/replicas_away.rs"]
 mod replicas_away;
+#[path = "faults/starting.rs"]
+mod starting;

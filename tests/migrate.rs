@@ -7,7 +7,10 @@ mod harness;
 use std::collections::BTreeSet;
 
 use harness::{Db, host, place, refusal, run, submit};
+use sundown::error::Error;
 use sundown::migrate::{adopt, migrate};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -77,6 +80,19 @@ async fn whoever_must_migrate_waits_for_the_one_that_does() {
     holder.execute("select pg_advisory_unlock_all()", &[]).await.unwrap();
     waiting.await.unwrap().unwrap();
     assert_ne!(ids_of_functions(&watcher).await, before);
+}
+
+#[tokio::test]
+async fn a_database_that_falls_silent_holds_up_no_start() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = format!("postgres://nobody@{}/nothing", listener.local_addr().unwrap()).parse().unwrap();
+    let (result, _open) = tokio::join!(migrate(&config, false), async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        // Lets everybody in, is ready for a question, and answers none.
+        stream.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await.unwrap();
+        stream
+    });
+    assert!(matches!(result, Err(Error::Unavailable(_))), "{result:?}");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use tokio::time::Instant;
 
+use crate::harness::Db;
 use crate::server::{Server, finish_it, run_it};
 
 const AGENT: &str = r#"{"image":"busybox","command":["sleep","9"],"ttl":"90s","labels":{"team":"blue"},"env":{"TOKEN":"s3cret"}}"#;
@@ -246,6 +247,20 @@ async fn readiness_says_what_is_missing_and_liveness_does_not_care() {
     assert_eq!((not.status, not.code().as_str()), (503, "not_ready"));
     assert_eq!(not.json()["missing"], serde_json::json!(["draining", "host", "database"]));
     assert_eq!(server.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_replica_that_starts_lives_and_asks_to_come_again() {
+    let database = Db::new().await;
+    let (server, behind, state) = Server::starting(database.sql(1).await).await;
+    assert_eq!(server.get("/healthz").await.status, 200);
+    for answer in [server.get("/readyz").await, server.get("/agents").await, server.post(AGENT).await, server.get("/metrics").await] {
+        assert_eq!((answer.status, answer.code().as_str(), answer.header("retry-after")), (503, "not_ready", "1"), "{answer:?}");
+        assert_eq!(answer.json()["missing"], serde_json::json!(["starting"]));
+    }
+    assert!(behind.set(state).is_ok());
+    assert_eq!(server.get("/readyz").await.status, 200);
+    assert_eq!(server.post(AGENT).await.status, 201);
 }
 
 #[tokio::test]
