@@ -158,6 +158,30 @@ async fn pages_cover_every_agent_once_newest_first() {
 }
 
 #[tokio::test]
+async fn a_page_stops_at_about_a_mebibyte_and_says_where_to_go_on() {
+    let (server, database) = Server::with_database().await;
+    let client = database.client().await;
+    let many = "select count(sundown.submit(image => 'a', command => array[repeat('x', 60000)], labels => '{\"team\": \"blue\"}')) from generate_series(1, 40)";
+    client.execute(many, &[]).await.unwrap();
+    // One alone is a page, however large it is.
+    let large = "select sundown.submit(image => 'a', command => array[repeat(chr(1), 65536)], labels => '{\"team\": \"blue\"}')";
+    client.execute(large, &[]).await.unwrap();
+    for filter in ["", "&label=team=blue", "&state=pending", "&label=team=blue&state=pending"] {
+        let (mut seen, mut pages, mut cursor) = (BTreeSet::new(), 0, String::new());
+        loop {
+            let page = server.get(&format!("/agents?limit=1000{filter}{cursor}")).await;
+            assert!(page.text.len() < 3 << 19, "{} bytes", page.text.len());
+            let page = page.json();
+            seen.extend(page["agents"].as_array().unwrap().iter().map(|agent| agent["id"].as_str().unwrap().to_owned()));
+            pages += 1;
+            let Some(next) = page["next"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!((seen.len(), pages), (41, 3), "{filter}");
+    }
+}
+
+#[tokio::test]
 async fn lists_are_narrowed_by_state_and_labels() {
     let (server, _database) = Server::with_database().await;
     let blue = server.submit(r#"{"image":"a","labels":{"team":"blue","x/y":"a=b"}}"#).await;
