@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
 use tokio_postgres::{Config, NoTls, Row};
 use uuid::Uuid;
@@ -129,9 +130,10 @@ impl Sql {
             }
             Ok(Err(error)) => {
                 let transient = Error::is_transient(&error);
+                let waited_for_others = error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
                 let error = Error::from(error);
                 // A refused statement leaves the connection as good as it was; a read-only or dying server does not.
-                if transient || !matches!(error, Error::Unavailable(_)) {
+                if transient || waited_for_others || !matches!(error, Error::Unavailable(_)) {
                     busy.done();
                 }
                 Err(if transient { Attempt::Transient } else { Attempt::Failed(error) })
