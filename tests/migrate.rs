@@ -200,6 +200,35 @@ async fn concurrent_submissions_under_one_key_are_one_agent() {
 }
 
 #[tokio::test]
+async fn a_request_is_repeated_safely_though_defaults_bounds_and_sessions_have_changed() {
+    let db = Db::new().await;
+    let (client, sql) = (db.client().await, db.sql(1).await);
+    let row = client.query_one("select (now() at time zone 'UTC' + interval '1 day')::text || 'Z'", &[]).await.unwrap();
+    let requests =
+        ["key => 'a'".to_owned(), format!("key => 'b', max_ttl => '2 h', grace => '1.5 s', run_at => '{}'", row.get::<_, &str>(0))];
+    let mut first = Vec::new();
+    for with in &requests {
+        first.push(submit(&client, with).await);
+    }
+    sql.settings(Some(600.0), Some(3600.0), None, None).await.unwrap().unwrap();
+    client.batch_execute("set timezone = 'Asia/Tokyo'; set intervalstyle = 'sql_standard'").await.unwrap();
+    for (with, first) in requests.iter().zip(first) {
+        assert_eq!(submit(&client, with).await, first, "{with}");
+    }
+    for (with, code) in [
+        ("key => 'c', max_ttl => '2 h'", "above_ceiling"),
+        ("key => 'b', max_ttl => '2 h'", "key_reused"),
+        ("key => ''", "invalid_key"),
+        ("key => 'd', tenant => repeat('x', 9999)", "invalid_tenant"),
+        ("key => 'd', run_at => 'infinity'", "invalid_run_at"),
+    ] {
+        let error = client.query_one(&format!("select sundown.submit(image => 'busybox', {with})"), &[]).await.unwrap_err();
+        assert_eq!(refusal(&error).1, code, "{with}");
+    }
+    assert_eq!(db.count("select count(*) from sundown.agent_key").await, 2, "a refusal leaves no key");
+}
+
+#[tokio::test]
 async fn a_key_whose_submission_rolled_back_goes_to_the_one_that_waited() {
     let db = Db::new().await;
     let (mut first, second, watcher) = (db.client().await, db.client().await, db.client().await);
