@@ -38,6 +38,8 @@ fn a_wrong_value_ends_with_one_line_and_exit_code_64() {
         (&["serve"], &[("SUNDOWN_DATABASE_URL", "postgres://a:b@host:port/db")]),
         (&["serve"], &[nowhere, ("SUNDOWN_DIRECT_URL", "nonsense")]),
         (&["serve"], &[("DATABASE_URL", "nonsense")]),
+        (&["serve"], &[("SUNDOWN_DIRECT_URL", "postgres://nobody@127.0.0.1:1/nothing")]),
+        (&["doctor"], &[("SUNDOWN_DIRECT_URL", "postgres://nobody@127.0.0.1:1/nothing")]),
         (&["serve", "--unknown-flag"], &[nowhere]),
         (&["serve", "--capacity=-1"], &[nowhere]),
         (&["serve", "word"], &[nowhere]),
@@ -62,6 +64,19 @@ fn a_wrong_value_ends_with_one_line_and_exit_code_64() {
         assert_eq!(said.trim_end().lines().count(), 1, "{args:?} {variables:?}: {said}");
         assert!(said.len() > 30, "{args:?} {variables:?} says too little: {said}");
         assert!(output.stdout.is_empty(), "{args:?} {variables:?}");
+    }
+}
+
+#[test]
+fn an_address_that_asks_for_tls_is_refused_at_once_and_the_line_says_why() {
+    for more in ["sslmode=require", "sslmode=verify-full", "channel_binding=require"] {
+        let url = format!("postgres://nobody@127.0.0.1:1/nothing?{more}");
+        for variable in ["SUNDOWN_DATABASE_URL", "DATABASE_URL"] {
+            let output = run(&["serve"], &[(variable, &url)]);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!((output.status.code(), said.trim_end().lines().count()), (Some(64), 1), "{more}: {said}");
+            assert!(said.contains("TLS"), "{more}: {said}");
+        }
     }
 }
 
