@@ -49,6 +49,11 @@ impl Error {
         Self::Refused(Refusal { kind: Kind::Invalid, code: code.to_owned(), message: message.into(), hint: hint.into() })
     }
 
+    /// What became of an attempt to connect: whatever the server did not say itself may be different the next time.
+    pub(crate) fn of_connecting(error: &tokio_postgres::Error) -> Self {
+        error.as_db_error().map_or_else(|| Self::Unavailable(chain(error)), Self::from)
+    }
+
     /// Whether the transaction was rolled back only because of others, so that the same statement may be sent again at once.
     pub(crate) fn is_transient(error: &tokio_postgres::Error) -> bool {
         matches!(error.code(), Some(code) if [SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE].contains(code))
@@ -64,6 +69,10 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+fn is_io(error: &dyn std::error::Error) -> bool {
+    std::iter::successors(error.source(), |cause| cause.source()).any(|cause| cause.is::<std::io::Error>())
 }
 
 impl From<&DbError> for Error {
@@ -93,7 +102,12 @@ impl From<&DbError> for Error {
 
 impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
-        error.as_db_error().map_or_else(|| Self::Unavailable(chain(&error)), Self::from)
+        match error.as_db_error() {
+            Some(refused) => refused.into(),
+            None if error.is_closed() || is_io(&error) => Self::Unavailable(chain(&error)),
+            // A row that is not what we expect, or words that are not Postgres': trying again would not help.
+            None => Self::Internal(chain(&error)),
+        }
     }
 }
 

@@ -75,7 +75,8 @@ struct Connected {
 
 impl Connected {
     async fn to(config: &Config) -> Result<Self, Error> {
-        let (client, connection) = within(QUESTION, config.connect(NoTls)).await?;
+        let (client, connection) =
+            within(QUESTION, async { config.connect(NoTls).await.map_err(|error| Error::of_connecting(&error)) }).await?;
         Ok(Self { client, driver: tokio::spawn(connection) })
     }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use harness::Db;
 use serde_json::Value;
+use sundown::error::Error;
 use sundown::sql::STATEMENTS;
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -39,6 +40,22 @@ async fn every_statement_prepares_against_the_schema() {
     for (name, text) in STATEMENTS {
         client.prepare(text).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
     }
+}
+
+#[tokio::test]
+async fn a_row_that_is_not_what_we_expect_is_a_defect_and_a_connection_that_is_gone_is_not() {
+    let db = Db::new().await;
+    let client = db.client().await;
+    let row = client.query_one("select 'word' as n", &[]).await.unwrap();
+    for error in [row.try_get::<_, i32>("n").unwrap_err(), row.try_get::<_, &str>("m").unwrap_err()] {
+        assert!(matches!(Error::from(error), Error::Internal(_)));
+    }
+    let killed = client.execute("select pg_terminate_backend(pg_backend_pid())", &[]).await.unwrap_err();
+    assert!(matches!(Error::from(killed), Error::Unavailable(_)));
+    let gone = client.execute("select 1", &[]).await.unwrap_err();
+    assert!(matches!(Error::from(gone), Error::Unavailable(_)));
+    let refused = tokio_postgres::connect("postgres://nobody@127.0.0.1:1/nothing", tokio_postgres::NoTls).await.err().unwrap();
+    assert!(matches!(Error::from(refused), Error::Unavailable(_)));
 }
 
 #[test]
