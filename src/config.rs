@@ -353,7 +353,33 @@ fn fallback_url() -> Option<String> {
     std::env::var("DATABASE_URL").ok().filter(|url| !url.is_empty())
 }
 
+impl Serve {
+    /// With what was left to us filled in, so that it can be read.
+    ///
+    /// # Errors
+    /// As [`Database::addresses`].
+    pub fn effective(self) -> Result<Self, String> {
+        Ok(Self { database: self.database.effective()?, docker: self.docker.effective(), ..self })
+    }
+}
+
+impl Docker {
+    /// With what was left to us filled in.
+    #[must_use]
+    pub fn effective(self) -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, |cores| u16::try_from(cores.get()).unwrap_or(u16::MAX));
+        Self { starts: if self.starts == 0 { cores } else { self.starts }, endpoints: self.endpoints.effective(), ..self }
+    }
+}
+
 impl Database {
+    fn effective(self) -> Result<Self, String> {
+        Ok(match self.addresses()? {
+            Some((pooled, direct)) => Self { database_url: Some(pooled), direct_url: Some(direct), fallback: None, data: None },
+            None => Self { data: Some(self.data_dir()), ..self },
+        })
+    }
+
     /// The address for queries and the one for notifications and migrations; `None` without any.
     ///
     /// # Errors
@@ -425,13 +451,18 @@ impl fmt::Debug for Database {
         f.debug_struct("Database")
             .field("database_url", &self.database_url.as_ref().map(printable))
             .field("direct_url", &self.direct_url.as_ref().map(printable))
-            .field("fallback", &self.fallback.as_ref().map(|_| "DATABASE_URL"))
             .field("data", &self.data)
             .finish()
     }
 }
 
 impl Endpoints {
+    /// With the default filled in.
+    #[must_use]
+    pub fn effective(self) -> Self {
+        Self { docker: self.all() }
+    }
+
     /// Each of them.
     #[must_use]
     pub fn all(&self) -> Vec<String> {

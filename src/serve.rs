@@ -299,7 +299,6 @@ pub(crate) async fn settings(sql: &Sql, settings: Settings) -> Result<(), Fatal>
 
 /// The hosts to serve; none of them reached yet.
 pub(crate) fn hosts(docker: &Docker) -> Vec<Arc<Host>> {
-    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let starts = if docker.starts == 0 { cores } else { usize::from(docker.starts) };
-    docker.endpoints.all().into_iter().map(|endpoint| Arc::new(Host::new(endpoint, docker.capacity, starts))).collect()
+    let Docker { endpoints, capacity, starts, .. } = docker.clone().effective();
+    endpoints.all().into_iter().map(|endpoint| Arc::new(Host::new(endpoint, capacity, usize::from(starts)))).collect()
 }

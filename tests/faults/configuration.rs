@@ -111,6 +111,38 @@ async fn the_first_line_has_the_effective_values_and_every_line_is_json() {
     assert!(lines.iter().all(|line| line["level"].is_string() && line["message"].is_string()), "{log}");
 }
 
+/// The configuration in the first line of a replica that goes nowhere: its address is taken.
+fn first_line(variables: &[(&str, &str)]) -> String {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = sundown();
+    command.arg("serve").env_remove("DOCKER_HOST").env_remove("XDG_DATA_HOME");
+    command.env("SUNDOWN_LISTEN", taken.local_addr().unwrap().to_string());
+    let output = command.envs(variables.iter().copied()).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let line: Value = said.lines().next().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_else(|| panic!("no line: {said}"));
+    line["config"].as_str().unwrap_or_else(|| panic!("no values: {said}")).to_owned()
+}
+
+#[test]
+fn the_first_line_has_what_was_left_to_us() {
+    let with = first_line(&[("DATABASE_URL", "postgres://someone:s3cret@127.0.0.1:1/nothing")]);
+    let cores = std::thread::available_parallelism().unwrap();
+    let wanted = [
+        "database_url: Some(\"someone@127.0.0.1:1/nothing\")",
+        "direct_url: Some(\"someone@127.0.0.1:1/nothing\")",
+        "docker: [\"unix:///var/run/docker.sock\"]",
+        &format!("starts: {cores},"),
+    ];
+    for wanted in wanted {
+        assert!(with.contains(wanted), "{wanted} is not in {with}");
+    }
+    let without = first_line(&[("HOME", "/nowhere"), ("DOCKER_HOST", "unix:///elsewhere.sock"), ("SUNDOWN_STARTS", "3")]);
+    let data = if nix::unistd::geteuid().is_root() { "/var/lib/sundown" } else { "/nowhere/.local/share/sundown" };
+    for wanted in [&format!("data: Some(\"{data}\")"), "docker: [\"unix:///elsewhere.sock\"]", "starts: 3,"] {
+        assert!(without.contains(wanted), "{wanted} is not in {without}");
+    }
+}
+
 #[tokio::test]
 async fn a_database_password_is_in_no_line_of_the_most_talkative_log() {
     let (db, fake) = (Db::new().await, FakeDocker::start().await);
