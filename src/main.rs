@@ -65,6 +65,11 @@ fn log(filter: &str) {
     } else {
         subscriber.json().flatten_event(true).init();
     }
+    // What is printed otherwise is plain text between lines of JSON.
+    std::panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(tracing::field::display);
+        tracing::error!(location, "panicked: {}", panic.payload_as_str().unwrap_or("no message"));
+    }));
 }
 
 async fn dispatch(command: Command) -> Result<ExitCode, Fatal> {

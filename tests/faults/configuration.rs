@@ -193,3 +193,38 @@ fn a_database_password_is_not_shown_when_the_database_cannot_be_reached_or_the_a
     let flag = run(&["serve", "--database-url", &wrong], &[]);
     assert!(!String::from_utf8_lossy(&flag.stderr).contains(SECRET), "{}", String::from_utf8_lossy(&flag.stderr));
 }
+
+#[tokio::test]
+async fn a_worker_that_panics_says_so_in_json_and_ends_the_replica() {
+    let (db, fake) = (Db::new().await, FakeDocker::start().await);
+    let (client, endpoint) = (db.client().await, fake.endpoint());
+    let mut replica =
+        Replica::start(&db.url(), &[("SUNDOWN_DOCKER", &endpoint), ("FAILPOINTS", "launch.before_create=panic(a defect)")]).await;
+    submit(&client, "busybox", "exit 0", "").await;
+    assert_eq!(replica.ended().await.code(), Some(70));
+    let log = replica.log();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect();
+    let said = |line: &Value| line["message"].as_str().is_some_and(|message| message.contains("a defect")) && line["location"].is_string();
+    assert!(lines.iter().any(said), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_tries_the_direct_address_too_and_looks_at_docker_whatever_the_database_says() {
+    let (db, other, fake) = (Db::new().await, Db::new().await, FakeDocker::start().await);
+    let (endpoint, url) = (fake.endpoint(), db.url());
+    let doctor = |direct: &str| {
+        let output = run(&["doctor"], &[("SUNDOWN_DATABASE_URL", &url), ("SUNDOWN_DIRECT_URL", direct), ("SUNDOWN_DOCKER", &endpoint)]);
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    for (direct, wanted) in [
+        (db.url(), "ok   direct database"),
+        (other.url(), "must lead to one"),
+        ("postgres://nobody@127.0.0.1:1/nothing".to_owned(), "is SUNDOWN_DIRECT_URL right?"),
+    ] {
+        let (_, said) = doctor(&direct);
+        assert!(said.contains(wanted) && said.contains("ok   docker"), "{direct}: {said}");
+    }
+    db.client().await.batch_execute("drop view sundown.overdue").await.unwrap();
+    let (code, said) = doctor(&db.url());
+    assert!(code == Some(1) && said.contains("FIX  agents overdue") && said.contains("docker"), "{said}");
+}
