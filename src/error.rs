@@ -39,8 +39,6 @@ pub enum Kind {
     Unknown,
     /// It contradicts what has happened already.
     Conflict,
-    /// The body or a value is larger than anything Sundown takes.
-    TooLarge,
 }
 
 impl Error {
