@@ -20,17 +20,26 @@ select s.id, a.name, a.tenant, s.state, s.reason, a.image, a.command, a.labels, 
          from sundown.agent a where a.id = s.id limit 1) a;
 comment on view sundown.agents is 'Every agent, alive or ended, newest first when ordered by id desc.';
 
+-- Every try pushes due_at forward, so what is tried again and again never looks late by it: what counts is also when it should have been over.
 create view sundown.overdue as
 select l.id, l.state, l.reason, h.name as host, l.due_at, l.expires_at, l.attempts, l.error,
-       statement_timestamp() - least(l.due_at, l.signalled_at + l.grace) as late,
-       case when l.killed_at is not null then 'SIGKILL was sent and its container is still there'
+       statement_timestamp() - least(l.due_at, d.over) as late,
+       case when l.killed_at is not null and l.observed_at is null then 'SIGKILL was sent and its container is still there'
             when l.due_at < statement_timestamp() - interval '2 s' then 'nobody has come for it: is its row locked, or every replica of its host away?'
+            when l.observed_at is not null then 'its end was seen and its container cannot be removed'
+            when l.state = 'pending' then 'its start_timeout is over and its start was not given up'
+            else 'its time and its grace are over and it cannot be stopped'
             end as what
   from sundown.agent_live l
   join sundown.host h on h.id = l.host
+ cross join lateral (
+       select case when l.observed_at is not null then l.observed_at
+                   when l.state = 'pending' then l.placed_at + l.start_timeout
+                   else least(l.decided_at, l.expires_at) + l.grace end as over,
+              case when l.observed_at is not null then interval '30 s' else interval '5 s' end as patience) d
  where l.due_at < statement_timestamp() - interval '2 s'
-    or (l.killed_at < statement_timestamp() - interval '5 s' and l.observed_at is null);
-comment on view sundown.overdue is 'Agents that somebody should have looked at by now, or that will not die. Empty in health.';
+    or d.over < statement_timestamp() - d.patience;
+comment on view sundown.overdue is 'Agents that somebody should have looked at by now, or that should be over and are not. Empty in health.';
 
 create view sundown.events as
 select e.at, e.id, e.kind, e.was, e.state, e.reason, e.actor, (select h.name from sundown.host h where h.id = e.host) as host,

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
+use tokio_postgres::config::{ChannelBinding, SslMode};
 
 use crate::agent;
 use crate::docker;
@@ -351,11 +352,19 @@ fn endpoint(text: &str) -> Result<String, String> {
 
 /// The parser's own error may quote the address, and with it the password.
 fn database_url(text: &str) -> Result<tokio_postgres::Config, String> {
+    const NO_TLS: &str =
+        "it asks for TLS, which Sundown does not speak: leave out sslmode and channel_binding, and use a private network or a tunnel";
+    if text.contains("sslmode=verify-") {
+        return Err(NO_TLS.to_owned());
+    }
     let config: tokio_postgres::Config = text.parse().map_err(|_| {
         "it is not an address of Postgres; write postgres://user:password@host:5432/database, percent-encoding what is special".to_owned()
     })?;
     if config.get_hosts().is_empty() {
         return Err("it names no host; write postgres://user:password@host:5432/database".to_owned());
+    }
+    if config.get_ssl_mode() == SslMode::Require || config.get_channel_binding() == ChannelBinding::Require {
+        return Err(NO_TLS.to_owned());
     }
     Ok(config)
 }
@@ -364,17 +373,52 @@ fn fallback_url() -> Option<String> {
     std::env::var("DATABASE_URL").ok().filter(|url| !url.is_empty())
 }
 
+impl Serve {
+    /// With what was left to us filled in, so that it can be read.
+    ///
+    /// # Errors
+    /// As [`Database::addresses`].
+    pub fn effective(self) -> Result<Self, String> {
+        Ok(Self { database: self.database.effective()?, docker: self.docker.effective(), ..self })
+    }
+}
+
+impl Docker {
+    /// With what was left to us filled in.
+    #[must_use]
+    pub fn effective(self) -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, |cores| u16::try_from(cores.get()).unwrap_or(u16::MAX));
+        Self { starts: if self.starts == 0 { cores } else { self.starts }, endpoints: self.endpoints.effective(), ..self }
+    }
+}
+
 impl Database {
+    fn effective(self) -> Result<Self, String> {
+        Ok(match self.addresses()? {
+            Some((pooled, direct)) => Self { database_url: Some(pooled), direct_url: Some(direct), fallback: None, data: None },
+            None => Self { data: Some(self.data_dir()), ..self },
+        })
+    }
+
     /// The address for queries and the one for notifications and migrations; `None` without any.
     ///
     /// # Errors
-    /// When `DATABASE_URL` is used and is not an address.
+    /// When `DATABASE_URL` is used and is not an address, or the only address is the direct one.
     pub fn addresses(&self) -> Result<Option<(tokio_postgres::Config, tokio_postgres::Config)>, String> {
         let fallback = match (&self.database_url, &self.fallback) {
             (None, Some(url)) => Some(database_url(url).map_err(|error| format!("DATABASE_URL: {error}"))?),
             _ => None,
         };
-        let Some(pooled) = self.database_url.clone().or(fallback) else { return Ok(None) };
+        let Some(pooled) = self.database_url.clone().or(fallback) else {
+            // A private Postgres instead of the one that is meant would look like an empty installation.
+            return match self.direct_url {
+                Some(_) => {
+                    Err("SUNDOWN_DIRECT_URL comes beside SUNDOWN_DATABASE_URL; set that, to the same address if there is only one"
+                        .to_owned())
+                }
+                None => Ok(None),
+            };
+        };
         let direct = self.direct_url.clone().unwrap_or_else(|| pooled.clone());
         Ok(Some((tuned(pooled), tuned(direct))))
     }
@@ -429,13 +473,18 @@ impl fmt::Debug for Database {
         f.debug_struct("Database")
             .field("database_url", &self.database_url.as_ref().map(printable))
             .field("direct_url", &self.direct_url.as_ref().map(printable))
-            .field("fallback", &self.fallback.as_ref().map(|_| "DATABASE_URL"))
             .field("data", &self.data)
             .finish()
     }
 }
 
 impl Endpoints {
+    /// With the default filled in.
+    #[must_use]
+    pub fn effective(self) -> Self {
+        Self { docker: self.all() }
+    }
+
     /// Each of them, once.
     #[must_use]
     pub fn all(&self) -> Vec<String> {

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::config::{Doctor, printable};
 use crate::docker::Docker;
+use crate::error::Error;
 use crate::serve::Fatal;
 use crate::sql::Sql;
 
@@ -23,18 +24,33 @@ pub async fn run(config: Doctor) -> Result<bool, Fatal> {
     };
     match config.database.addresses().map_err(Fatal::Usage)? {
         None => say(true, format!("database: none given; serve runs a private one in {}", config.database.data_dir().display())),
-        Some((address, _)) => {
+        Some((address, direct)) => {
+            let mut ours = None;
             let sql = Sql::new(&address, 1, Duration::from_secs(5))?;
             match sql.identity().await {
                 Ok(Some((installation, true))) => {
                     say(true, format!("database {}: installation {installation}", printable(&address)));
-                    let gauges = sql.gauges().await?;
-                    let overdue = gauges.overdue;
-                    say(overdue == 0, format!("{overdue} agents overdue{}", if overdue == 0 { "" } else { ": select * from sundown.overdue" }));
+                    ours = Some(installation);
+                    match sql.gauges().await.map(|gauges| gauges.overdue) {
+                        Ok(0) => say(true, "0 agents overdue".to_owned()),
+                        Ok(overdue) => say(false, format!("{overdue} agents overdue: select * from sundown.overdue")),
+                        Err(error) => say(false, format!("agents overdue: {error}: may this role read what it should?")),
+                    }
                 }
                 Ok(Some((_, false))) => say(false, "database: a copy or a standby of the one that its installation is bound to: run `sundown adopt` if the original is gone".to_owned()),
-                Ok(None) | Err(crate::error::Error::Internal(_)) => say(false, "database: not migrated: run `sundown migrate`".to_owned()),
+                Ok(None) | Err(Error::Internal(_)) => say(false, "database: not migrated: run `sundown migrate`".to_owned()),
                 Err(error) => say(false, format!("database {}: {error}: is it running, and is SUNDOWN_DATABASE_URL right?", printable(&address))),
+            }
+            if config.database.direct_url.is_some() {
+                let (good, what) = match Sql::new(&direct, 1, Duration::from_secs(5))?.identity().await {
+                    Ok(Some((installation, true))) if ours.is_none_or(|ours| ours == installation) => (true, "the same".to_owned()),
+                    Ok(Some(_)) => {
+                        (false, "not the same database: SUNDOWN_DIRECT_URL and SUNDOWN_DATABASE_URL must lead to one".to_owned())
+                    }
+                    Ok(None) | Err(Error::Internal(_)) => (false, "not migrated: run `sundown migrate`".to_owned()),
+                    Err(error) => (false, format!("{error}: is it running, and is SUNDOWN_DIRECT_URL right?")),
+                };
+                say(good, format!("direct database {}: {what}", printable(&direct)));
             }
         }
     }

@@ -39,14 +39,17 @@ pub enum Kind {
     Unknown,
     /// It contradicts what has happened already.
     Conflict,
-    /// The body or a value is larger than anything Sundown takes.
-    TooLarge,
 }
 
 impl Error {
     /// A refusal of a malformed request.
     pub fn invalid(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Refused(Refusal { kind: Kind::Invalid, code: code.to_owned(), message: message.into(), hint: hint.into() })
+    }
+
+    /// What became of an attempt to connect: whatever the server did not say itself may be different the next time.
+    pub(crate) fn of_connecting(error: &tokio_postgres::Error) -> Self {
+        error.as_db_error().map_or_else(|| Self::Unavailable(chain(error)), Self::from)
     }
 
     /// Whether the transaction was rolled back only because of others, so that the same statement may be sent again at once.
@@ -64,6 +67,10 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+fn is_io(error: &dyn std::error::Error) -> bool {
+    std::iter::successors(error.source(), |cause| cause.source()).any(|cause| cause.is::<std::io::Error>())
 }
 
 impl From<&DbError> for Error {
@@ -93,7 +100,12 @@ impl From<&DbError> for Error {
 
 impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
-        error.as_db_error().map_or_else(|| Self::Unavailable(chain(&error)), Self::from)
+        match error.as_db_error() {
+            Some(refused) => refused.into(),
+            None if error.is_closed() || is_io(&error) => Self::Unavailable(chain(&error)),
+            // A row that is not what we expect, or words that are not Postgres': trying again would not help.
+            None => Self::Internal(chain(&error)),
+        }
     }
 }
 

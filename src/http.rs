@@ -7,14 +7,15 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::stream::BoxStream;
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use prometheus_client::registry::Registry;
@@ -71,6 +72,9 @@ pub struct State {
     pub meters: Meters,
 }
 
+/// What there is behind the door; empty while the process starts, filled once.
+pub type Behind = Arc<OnceLock<Arc<State>>>;
+
 /// Opens the output of a container on a host: `None` when this replica does not serve the host. The stream ends with the container.
 pub type LiveLog = Box<dyn Fn(i32, String, LogQuery) -> Option<BoxStream<'static, Result<Bytes, String>>> + Send + Sync>;
 
@@ -91,8 +95,8 @@ pub struct Readiness {
     pub host_reachable: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// Serves until `shutdown`, then lets open requests finish for at most 10 s.
-pub async fn serve(listener: TcpListener, state: Arc<State>, shutdown: CancellationToken) {
+/// Serves until `shutdown`, then lets open requests finish for at most 10 s. With nothing behind it yet, it says that it starts.
+pub async fn serve(listener: TcpListener, behind: Behind, shutdown: CancellationToken) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let refusals = Arc::new(Semaphore::new(REFUSALS));
     let graceful = GracefulShutdown::new();
@@ -107,8 +111,8 @@ pub async fn serve(listener: TcpListener, state: Arc<State>, shutdown: Cancellat
         match accepted {
             Ok((stream, peer)) => match Arc::clone(&slots).try_acquire_owned() {
                 Ok(slot) => {
-                    let call = Caller { state: Arc::clone(&state), peer, shutdown: shutdown.clone() };
-                    tokio::spawn(connection(stream, call, graceful.watcher(), cut.clone(), slot));
+                    let visitor = Visitor { behind: Arc::clone(&behind), peer, shutdown: shutdown.clone() };
+                    tokio::spawn(connection(stream, visitor, graceful.watcher(), cut.clone(), slot));
                 }
                 Err(_full) => {
                     if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
@@ -129,6 +133,14 @@ pub async fn serve(listener: TcpListener, state: Arc<State>, shutdown: Cancellat
     }
 }
 
+/// Who is connected.
+#[derive(Clone)]
+struct Visitor {
+    behind: Behind,
+    peer: SocketAddr,
+    shutdown: CancellationToken,
+}
+
 /// Who asks, and what is needed to answer.
 #[derive(Clone)]
 struct Caller {
@@ -137,14 +149,24 @@ struct Caller {
     shutdown: CancellationToken,
 }
 
-async fn connection(stream: TcpStream, caller: Caller, watcher: Watcher, cut: CancellationToken, slot: OwnedSemaphorePermit) {
+impl Visitor {
+    async fn answer(self, request: Request<Incoming>) -> Response<routes::Content> {
+        let Self { behind, peer, shutdown } = self;
+        match behind.get().cloned() {
+            Some(state) => routes::answer(Caller { state, peer, shutdown }, request).await,
+            None => routes::starting(&request),
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, visitor: Visitor, watcher: Watcher, cut: CancellationToken, slot: OwnedSemaphorePermit) {
     let _slot = slot;
     let _best_effort = stream.set_nodelay(true);
     let (io, phase) = connection::Patient::new(stream);
     let service = service_fn(move |request| {
         let busy = phase.busy();
-        let caller = caller.clone();
-        async move { Ok::<_, Infallible>(busy.until_sent(routes::answer(caller, request).await)) }
+        let visitor = visitor.clone();
+        async move { Ok::<_, Infallible>(busy.until_sent(visitor.answer(request).await)) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -65,6 +65,11 @@ fn log(filter: &str) {
     } else {
         subscriber.json().flatten_event(true).init();
     }
+    // What is printed otherwise is plain text between lines of JSON.
+    std::panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(tracing::field::display);
+        tracing::error!(location, "panicked: {}", panic.payload_as_str().unwrap_or("no message"));
+    }));
 }
 
 async fn dispatch(command: Command) -> Result<ExitCode, Fatal> {
@@ -84,6 +89,7 @@ async fn dispatch(command: Command) -> Result<ExitCode, Fatal> {
 }
 
 async fn serve(config: Serve) -> Result<(), Fatal> {
+    let config = config.effective().map_err(Fatal::Usage)?;
     tracing::info!(?config, "starting");
     let listener = TcpListener::bind(config.listen).await.map_err(|error| {
         Fatal::Unavailable(format!("cannot listen on {}: {error}; choose another address with SUNDOWN_LISTEN", config.listen))
@@ -113,6 +119,7 @@ async fn deadman(config: Deadman) -> Result<(), Fatal> {
         println!("{}", serde_json::to_string(&counts).map_err(|error| Fatal::Internal(error.to_string()))?);
         return Ok(());
     }
+    let config = Deadman { endpoints: config.endpoints.effective(), ..config };
     tracing::info!(?config, "starting");
     deadman::run(&config, asked_to_end()?).await
 }

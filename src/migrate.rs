@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Config, NoTls, Transaction};
@@ -46,6 +47,12 @@ functions!(
 /// How long to wait for another replica that migrates.
 const PATIENCE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(100);
+/// How long a question may take that changes nothing.
+const QUESTION: Duration = Duration::from_secs(5);
+/// How long all the changes may take. A lock is waited for much shorter; an index over much history is not made in a moment.
+const WORK: Duration = Duration::from_secs(600);
+/// How long a connection may take to end.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Held by the one that migrates.
 const LOCK: &str = "select pg_try_advisory_xact_lock(hashtextextended('sundown migrate', 0))";
 
@@ -54,13 +61,40 @@ const LOCK: &str = "select pg_try_advisory_xact_lock(hashtextextended('sundown m
 /// # Errors
 /// Unavailable when the database cannot be reached or another migration does not end; internal when a migration fails.
 pub async fn migrate(config: &Config, always: bool) -> Result<(), Error> {
-    let connect = tokio::time::timeout(Duration::from_secs(5), config.connect(NoTls)).await;
-    let (mut client, connection) = connect.map_err(|_elapsed| Error::Unavailable("no connection in time".to_owned()))??;
-    let driver = tokio::spawn(connection);
-    let result = with(config, &mut client, always).await;
-    drop(client);
-    let _closed = driver.await;
+    let mut connected = Connected::to(config).await?;
+    let result = with(config, &mut connected.client, always).await;
+    connected.end().await;
     result
+}
+
+/// A connection outside of any pool.
+struct Connected {
+    client: Client,
+    driver: JoinHandle<Result<(), tokio_postgres::Error>>,
+}
+
+impl Connected {
+    async fn to(config: &Config) -> Result<Self, Error> {
+        let (client, connection) =
+            within(QUESTION, async { config.connect(NoTls).await.map_err(|error| Error::of_connecting(&error)) }).await?;
+        Ok(Self { client, driver: tokio::spawn(connection) })
+    }
+
+    /// Waits until the server was told. One that owes an answer still may never give it.
+    async fn end(self) {
+        let Self { client, mut driver } = self;
+        drop(client);
+        if tokio::time::timeout(GOODBYE, &mut driver).await.is_err() {
+            driver.abort();
+        }
+    }
+}
+
+async fn within<T, E: Into<Error>>(bound: Duration, work: impl Future<Output = Result<T, E>>) -> Result<T, Error> {
+    match tokio::time::timeout(bound, work).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(_elapsed) => Err(Error::Unavailable(format!("no answer within {bound:?}"))),
+    }
 }
 
 /// `sundown migrate`: migrates, applies the functions again, and writes the settings that were given.
@@ -81,25 +115,21 @@ pub async fn run(config: &crate::config::Migrate) -> Result<(), Fatal> {
 /// # Errors
 /// Unavailable, or not migrated.
 pub async fn adopt(config: &Config, as_new: bool) -> Result<Uuid, Error> {
-    let (client, connection) = config.connect(NoTls).await?;
-    let driver = tokio::spawn(connection);
-    let row = client.query_typed_one("select sundown.adopt($1)", &[(&as_new, Type::BOOL)]).await;
-    drop(client);
-    let _closed = driver.await;
-    Ok(row?.get(0))
+    let connected = Connected::to(config).await?;
+    let row = within(WORK, connected.client.query_typed_one("select sundown.adopt($1)", &[(&as_new, Type::BOOL)])).await;
+    connected.end().await;
+    Ok(row?.try_get(0)?)
 }
 
 async fn with(config: &Config, client: &mut Client, always: bool) -> Result<(), Error> {
-    if !always && Standing::of(client).await?.is_current() {
-        return ahead(client).await;
+    if !always && within(QUESTION, Standing::of(client)).await?.is_current() {
+        return within(WORK, ahead(client)).await;
     }
-    let (mut holder, connection) = config.connect(NoTls).await?;
-    let driver = tokio::spawn(connection);
-    let lock = locked(&mut holder).await?;
-    let result = migrate_alone(client, always).await;
-    lock.commit().await?;
-    drop(holder);
-    let _closed = driver.await;
+    let mut holder = Connected::to(config).await?;
+    let lock = locked(&mut holder.client).await?;
+    let result = within(WORK, migrate_alone(client, always)).await;
+    within(QUESTION, lock.commit()).await?;
+    holder.end().await;
     result
 }
 
@@ -107,8 +137,8 @@ async fn with(config: &Config, client: &mut Client, always: bool) -> Result<(), 
 /// Polled, not waited for: a session that waits for a lock holds a snapshot, and the holder may have to wait for that.
 async fn locked(holder: &mut Client) -> Result<Transaction<'_>, Error> {
     let give_up = Instant::now() + PATIENCE;
-    let transaction = holder.transaction().await?;
-    while !transaction.query_typed_one(LOCK, &[]).await?.get::<_, bool>(0) {
+    let transaction = within(QUESTION, holder.transaction()).await?;
+    while !within(QUESTION, transaction.query_typed_one(LOCK, &[])).await?.get::<_, bool>(0) {
         if Instant::now() > give_up {
             return Err(Error::Unavailable(format!(
                 "another replica has been migrating for {PATIENCE:?}; look for a session that holds locks"
@@ -150,7 +180,7 @@ async fn ahead(client: &Client) -> Result<(), Error> {
     let missing = "select not exists (select from pg_inherits i join pg_class c on c.oid = i.inhrelid
                     where i.inhparent = 'sundown.agent'::regclass and sundown.partition_end(c.relname) > now() + interval '28 days')";
     if client.query_typed_one(missing, &[]).await?.get(0) {
-        client.batch_execute("select sundown.upkeep()").await?;
+        client.batch_execute("select sundown.make_ahead()").await?;
     }
     Ok(())
 }
@@ -163,7 +193,7 @@ async fn apply_functions(client: &mut Client) -> Result<(), Error> {
         transaction.batch_execute(file).await?;
     }
     transaction
-        .batch_execute("select sundown.adopt() where not exists (select from sundown.installation); select sundown.upkeep()")
+        .batch_execute("select sundown.adopt() where not exists (select from sundown.installation); select sundown.make_ahead()")
         .await?;
     transaction
         .execute_typed(

@@ -67,20 +67,26 @@ impl From<EmbeddedError> for Fatal {
     }
 }
 
-/// Serves until `shutdown`, or until a loop breaks.
+/// Serves until `shutdown`, or until a loop breaks. From the first moment on the door answers, and `shutdown` is heard.
 ///
 /// # Errors
 /// What made the start impossible, or which loop broke.
 pub async fn run(config: Serve, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Fatal> {
+    let mut front = Front::open(listener);
     let (pooled, direct, embedded) = match config.database.addresses().map_err(Fatal::Usage)? {
         Some((pooled, direct)) => (pooled, direct, None),
         None => {
-            let embedded = crate::embedded::start(&config.database.data_dir()).await?;
+            let data = config.database.data_dir();
+            // A server that is left running because we were told to stop is found by the next start.
+            let Some(embedded) = shutdown.run_until_cancelled(crate::embedded::start(&data)).await.transpose()? else {
+                front.close().await;
+                return Ok(());
+            };
             let address = crate::config::tuned(embedded.config());
             (address.clone(), address, Some(embedded))
         }
     };
-    let result = serve(&config, &pooled, &direct, listener, shutdown).await;
+    let result = serve(&config, &pooled, &direct, &mut front, shutdown).await;
     if let Some(embedded) = embedded {
         stop_embedded(embedded).await;
     }
@@ -93,7 +99,30 @@ async fn stop_embedded(embedded: Embedded) {
     }
 }
 
-async fn serve(config: &Serve, pooled: &Config, direct: &Config, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Fatal> {
+/// The door, and whoever else outlives the loops: what is wished while they finish is still written, and told to others.
+struct Front {
+    address: String,
+    behind: http::Behind,
+    tasks: JoinSet<&'static str>,
+    closing: CancellationToken,
+}
+
+impl Front {
+    fn open(listener: TcpListener) -> Self {
+        let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
+        let (behind, closing, mut tasks) = (http::Behind::default(), CancellationToken::new(), JoinSet::new());
+        tasks.spawn(named("http", http::serve(listener, Arc::clone(&behind), closing.clone())));
+        Self { address, behind, tasks, closing }
+    }
+
+    async fn close(&mut self) {
+        self.closing.cancel();
+        joined(&mut self.tasks, http::DRAIN + Duration::from_secs(1)).await;
+    }
+}
+
+/// Connects to everything: the connections of http, and the replica with its own.
+async fn start(config: &Serve, pooled: &Config, direct: &Config) -> Result<(Sql, Arc<Replica>), Fatal> {
     if !config.no_migrate {
         migrate_when_it_answers(direct).await?;
     }
@@ -105,8 +134,16 @@ async fn serve(config: &Serve, pooled: &Config, direct: &Config, listener: TcpLi
     let id = sql.register_replica(&sweeper::replica_name(), env!("CARGO_PKG_VERSION"), None).await?;
     let claims = Sql::new(pooled, CLAIM_CONNECTIONS, LOOP_BOUND)?;
     claims.expect(sql.installation());
-    let replica = Arc::new(Replica::new(sql, claims, id, hosts(&config.docker), config.docker.lease.0, config.poll.0));
-    tracing::info!(replica = id, installation = %replica.sql.installation(), address = %listener.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string()), "serving");
+    Ok((door, Arc::new(Replica::new(sql, claims, id, hosts(&config.docker), config.docker.lease.0, config.poll.0))))
+}
+
+async fn serve(config: &Serve, pooled: &Config, direct: &Config, front: &mut Front, shutdown: CancellationToken) -> Result<(), Fatal> {
+    let Some((door, replica)) = shutdown.run_until_cancelled(start(config, pooled, direct)).await.transpose()? else {
+        tracing::info!("told to stop before it had started");
+        front.close().await;
+        return Ok(());
+    };
+    tracing::info!(replica = replica.id(), installation = %replica.sql.installation(), address = front.address, "serving");
 
     let mut loops: JoinSet<&'static str> = JoinSet::new();
     for host in &replica.hosts {
@@ -119,19 +156,15 @@ async fn serve(config: &Serve, pooled: &Config, direct: &Config, listener: TcpLi
     loops.spawn(named("sweeper", sweeper::run(Arc::clone(&replica))));
     loops.spawn(named("listener", listen::run(Arc::clone(&replica), direct.clone())));
     loops.spawn(named("upkeep", upkeep::run(Arc::clone(&replica))));
-    // The door outlives the loops: what is wished while they finish is still written, and told to others.
-    let closing = CancellationToken::new();
-    let state = door_state(door, &replica);
+    front.tasks.spawn(named("notifier", notifier::run(Arc::clone(&replica), front.closing.clone())));
+    let state = front.behind.get_or_init(|| door_state(door, &replica));
     let ready = Arc::clone(&state.ready);
-    let mut doors: JoinSet<&'static str> = JoinSet::new();
-    doors.spawn(named("http", http::serve(listener, state, closing.clone())));
-    doors.spawn(named("notifier", notifier::run(Arc::clone(&replica), closing.clone())));
 
     let broken = tokio::select! {
         () = shutdown.cancelled() => None,
         () = replica.broken.cancelled() => Some("a lane of work panicked".to_owned()),
         ended = loops.join_next() => Some(what_ended(ended)),
-        ended = doors.join_next() => Some(what_ended(ended)),
+        ended = front.tasks.join_next() => Some(what_ended(ended)),
     };
     ready.draining.store(true, Ordering::Release);
     replica.stop.cancel();
@@ -143,8 +176,7 @@ async fn serve(config: &Serve, pooled: &Config, direct: &Config, listener: TcpLi
     // A claim that is under way is work in hand, too.
     joined(&mut loops, LOOP_BOUND * 2).await;
     drain(&replica, config.drain).await;
-    closing.cancel();
-    joined(&mut doors, http::DRAIN + Duration::from_secs(1)).await;
+    front.close().await;
     Ok(())
 }
 
@@ -267,7 +299,6 @@ pub(crate) async fn settings(sql: &Sql, settings: Settings) -> Result<(), Fatal>
 
 /// The hosts to serve; none of them reached yet.
 pub(crate) fn hosts(docker: &Docker) -> Vec<Arc<Host>> {
-    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    let starts = if docker.starts == 0 { cores } else { usize::from(docker.starts) };
-    docker.endpoints.all().into_iter().map(|endpoint| Arc::new(Host::new(endpoint, docker.capacity, starts))).collect()
+    let Docker { endpoints, capacity, starts, .. } = docker.clone().effective();
+    endpoints.all().into_iter().map(|endpoint| Arc::new(Host::new(endpoint, capacity, usize::from(starts)))).collect()
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
 use tokio_postgres::{Config, NoTls, Row};
 use uuid::Uuid;
@@ -37,7 +38,7 @@ statements! {
     GAUGES = "gauges", GET_AGENT = "get_agent", HOST_OF = "host_of",
     HOSTS = "hosts", IDENTITY = "identity", KILLING = "killing", KNOWN = "known", LEAVE = "leave", LIST_AGENTS = "list_agents",
     LIST_LABELLED = "list_labelled",
-    LOG_OF = "log_of", NEXT_DUE = "next_due", OBSERVE = "observe", ON_HOST = "on_host", PLACE = "place", PROBE = "probe",
+    LOG_OF = "log_of", MAKE_AHEAD = "make_ahead", NEXT_DUE = "next_due", OBSERVE = "observe", ON_HOST = "on_host", PLACE = "place", PROBE = "probe",
     RECALL = "recall", RECORD_CONTAINER = "record_container", REGISTER_HOST = "register_host", REGISTER_REPLICA = "register_replica",
     RELEASE = "release",
     RENEW = "renew", REST = "rest", RUNNING = "running", SETTINGS = "settings", SIGNALLED = "signalled",
@@ -97,6 +98,11 @@ impl Sql {
         self.installation.get().copied().unwrap_or_default()
     }
 
+    /// The same connections, for a statement that may take so long.
+    fn within(&self, bound: Duration) -> Self {
+        Self { bound, ..self.clone() }
+    }
+
     /// One statement, bounded; once more when others made it roll back.
     async fn rows(&self, statement: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Error> {
         let mut tries = 0;
@@ -129,9 +135,10 @@ impl Sql {
             }
             Ok(Err(error)) => {
                 let transient = Error::is_transient(&error);
+                let waited_for_others = error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
                 let error = Error::from(error);
                 // A refused statement leaves the connection as good as it was; a read-only or dying server does not.
-                if transient || !matches!(error, Error::Unavailable(_)) {
+                if transient || waited_for_others || !matches!(error, Error::Unavailable(_)) {
                     busy.done();
                 }
                 Err(if transient { Attempt::Transient } else { Attempt::Failed(error) })

@@ -7,10 +7,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::config::Sweep;
+use crate::error::Error;
 use crate::keeper::{self, Orphans};
 use crate::replica::{Link, Replica};
 use crate::serve::{Fatal, hosts, installation};
-use crate::{launcher, sweeper};
+use crate::{launcher, sweeper, upkeep};
 
 /// The longest that one round waits for what it began.
 const ROUND: Duration = Duration::from_secs(60);
@@ -54,10 +55,8 @@ pub async fn run(config: Sweep) -> Result<Counts, Fatal> {
         let link = keeper::connect(&replica, host).await.map_err(|error| Fatal::Unavailable(format!("{}: {error}", host.endpoint)))?;
         links.push((link, Orphans::default()));
     }
-    // Where nobody serves, nobody else looks after the partitions.
-    if let Err(error) = replica.sql.upkeep(None).await {
-        tracing::warn!(%error, "upkeep failed; the next sweep tries again");
-    }
+    // Where nobody serves, nobody else looks after the partitions. Those that are missing come first; old ones hold up no deadline.
+    looked_after(replica.sql.make_ahead(None).await);
     let counts = loop {
         let counts = round(&replica, &mut links).await?;
         if !config.wait || counts.waiting + counts.running + counts.terminating == 0 {
@@ -65,8 +64,15 @@ pub async fn run(config: Sweep) -> Result<Counts, Fatal> {
         }
         pause(&replica, &links).await?;
     };
+    looked_after(upkeep::once(&replica.sql, None).await);
     replica.sql.leave(replica.id(), None).await?;
     Ok(counts)
+}
+
+fn looked_after<T>(done: Result<T, Error>) {
+    if let Err(error) = done {
+        tracing::warn!(%error, "upkeep failed; the next sweep tries again");
+    }
 }
 
 async fn round(replica: &Arc<Replica>, links: &mut [(Arc<Link>, Orphans)]) -> Result<Counts, Fatal> {

@@ -4,11 +4,13 @@
 
 mod harness;
 
+use std::sync::Mutex;
 use std::time::Duration;
 
-use harness::Db;
+use futures_util::future::join_all;
 use harness::docker::{self, image};
 use harness::replica::{Replica, sundown};
+use harness::{Db, until};
 use nix::sys::signal::Signal;
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -369,19 +371,20 @@ async fn an_acknowledged_submit_is_never_lost() {
     let url = db.url();
     let mut doomed = Replica::start(&url, &[LEASE]).await;
     let body = serde_json::json!({ "image": image(), "command": ["sh", "-c", "exit 0"] }).to_string();
-    let mut acknowledged = Vec::new();
-    for n in 0..12 {
-        if n == 6 {
-            // In the middle of it all, with starts under way.
-            doomed.signal(Signal::SIGKILL);
-            doomed.ended().await;
-        }
-        if let Ok(answer) = doomed.try_http("POST", "/agents", &[], &body).await {
+    let acknowledged = Mutex::new(Vec::new());
+    // Killed while requests are under way: each of them is answered whole, or not at all.
+    let clients = (0..6).map(async |_| {
+        while let Ok(answer) = doomed.try_http("POST", "/agents", &[], &body).await {
             assert_eq!(answer.status, 201, "{answer:?}");
-            acknowledged.push(Uuid::parse_str(answer.json()["id"].as_str().unwrap()).unwrap());
+            acknowledged.lock().unwrap().push(Uuid::parse_str(answer.json()["id"].as_str().unwrap()).unwrap());
         }
-    }
-    assert_eq!(acknowledged.len(), 6);
+    });
+    tokio::join!(join_all(clients), async {
+        until("a few are answered", async || acknowledged.lock().unwrap().len() >= 12).await;
+        doomed.signal(Signal::SIGKILL);
+    });
+    doomed.ended().await;
+    let acknowledged = acknowledged.into_inner().unwrap();
     let _other = Replica::start(&url, &[LEASE]).await;
     for id in acknowledged {
         assert_eq!(outcome(&client, id).await, end("succeeded", "exited", Some(0)));

@@ -2,6 +2,8 @@
 //! socket a daemon that does wrong what it is told to do wrong.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "faults/coming_and_going.rs"]
+mod coming_and_going;
 #[path = "faults/configuration.rs"]
 mod configuration;
 #[path = "faults/deadman.rs"]
@@ -10,6 +12,8 @@ mod deadman;
 mod docker_away;
 mod fake_docker;
 mod harness;
+#[path = "faults/on_time.rs"]
+mod on_time;
 #[path = "faults/removals.rs"]
 mod removals;
 #[path = "faults/replicas_away.rs"]

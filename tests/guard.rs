@@ -354,6 +354,29 @@ async fn what_was_seen_of_an_end_is_final() {
 }
 
 #[tokio::test]
+async fn after_a_signal_of_ours_no_agent_has_ended_by_itself() {
+    let db = Db::new().await;
+    let (sql, mut client) = (db.sql(2).await, db.client().await);
+    let host = host(&sql, 10).await;
+    let id = agent_in(&client, &sql, host, "terminating").await;
+    let row = client.query_one("select epoch from sundown.agent_live where id = $1", &[&id]).await.unwrap();
+    // Without one it may have: the first look says so.
+    for end in ["succeeded", "failed"] {
+        let attempt = client.transaction().await.unwrap();
+        attempt.batch_execute(&see_end(id, end)).await.unwrap();
+        let error = attempt.execute("update sundown.agent_live set signalled_at = now() where id = $1", &[&id]).await.unwrap_err();
+        assert_eq!(refusal(&error), ("23514".to_owned(), "agent_live_first_look".to_owned()), "nor is one sent afterwards");
+        attempt.rollback().await.unwrap();
+    }
+    sql.signalling(id, row.get(0), harness::STOP, None).await.unwrap().unwrap();
+    for end in ["succeeded", "failed"] {
+        let error = client.batch_execute(&see_end(id, end)).await.expect_err(end);
+        assert_eq!(refusal(&error), ("23514".to_owned(), "agent_live_first_look".to_owned()), "{end}");
+    }
+    client.batch_execute(&see_end(id, "expired")).await.unwrap();
+}
+
+#[tokio::test]
 async fn the_reason_of_an_end_is_decided_once() {
     let db = Db::new().await;
     let (sql, client) = (db.sql(2).await, db.client().await);

@@ -9,7 +9,10 @@ use std::process::{Child, Stdio};
 
 use harness::replica::sundown;
 use harness::{Db, host, place, refusal, run, submit, until};
+use sundown::error::Error;
 use sundown::migrate::{adopt, migrate};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -149,6 +152,19 @@ async fn a_migration_that_dies_at_any_step_is_done_by_the_next_two_at_once() {
 }
 
 #[tokio::test]
+async fn a_database_that_falls_silent_holds_up_no_start() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = format!("postgres://nobody@{}/nothing", listener.local_addr().unwrap()).parse().unwrap();
+    let (result, _open) = tokio::join!(migrate(&config, false), async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        // Lets everybody in, is ready for a question, and answers none.
+        stream.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await.unwrap();
+        stream
+    });
+    assert!(matches!(result, Err(Error::Unavailable(_))), "{result:?}");
+}
+
+#[tokio::test]
 async fn migrate_applies_the_functions_again() {
     let db = Db::new().await;
     let client = db.client().await;
@@ -250,6 +266,35 @@ async fn concurrent_submissions_under_one_key_are_one_agent() {
     assert_eq!(refusal(&other), ("SD409".to_owned(), "key_reused".to_owned()));
     // Another tenant's key is another key.
     assert!(!ids.contains(&submit(&client, "key => 'k', command => '{sleep,1}', tenant => 'other'").await));
+}
+
+#[tokio::test]
+async fn a_request_is_repeated_safely_though_defaults_bounds_and_sessions_have_changed() {
+    let db = Db::new().await;
+    let (client, sql) = (db.client().await, db.sql(1).await);
+    let row = client.query_one("select (now() at time zone 'UTC' + interval '1 day')::text || 'Z'", &[]).await.unwrap();
+    let requests =
+        ["key => 'a'".to_owned(), format!("key => 'b', max_ttl => '2 h', grace => '1.5 s', run_at => '{}'", row.get::<_, &str>(0))];
+    let mut first = Vec::new();
+    for with in &requests {
+        first.push(submit(&client, with).await);
+    }
+    sql.settings(Some(600.0), Some(3600.0), None, None).await.unwrap().unwrap();
+    client.batch_execute("set timezone = 'Asia/Tokyo'; set intervalstyle = 'sql_standard'").await.unwrap();
+    for (with, first) in requests.iter().zip(first) {
+        assert_eq!(submit(&client, with).await, first, "{with}");
+    }
+    for (with, code) in [
+        ("key => 'c', max_ttl => '2 h'", "above_ceiling"),
+        ("key => 'b', max_ttl => '2 h'", "key_reused"),
+        ("key => ''", "invalid_key"),
+        ("key => 'd', tenant => repeat('x', 9999)", "invalid_tenant"),
+        ("key => 'd', run_at => 'infinity'", "invalid_run_at"),
+    ] {
+        let error = client.query_one(&format!("select sundown.submit(image => 'busybox', {with})"), &[]).await.unwrap_err();
+        assert_eq!(refusal(&error).1, code, "{with}");
+    }
+    assert_eq!(db.count("select count(*) from sundown.agent_key").await, 2, "a refusal leaves no key");
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use harness::{Db, host, observe, run, submit};
 use sundown::migrate::migrate;
 use sundown::sql::work::Facts;
+use sundown::upkeep::{Counts, once};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -51,8 +52,17 @@ async fn contiguous(client: &Client, from: SystemTime, to: SystemTime, weeks: u3
     }
 }
 
-async fn upkeep(client: &Client, at: SystemTime) -> serde_json::Value {
-    client.query_one("select sundown.upkeep($1)", &[&at]).await.unwrap().get(0)
+/// Until nothing is left to do; answers how many partitions were made and dropped, and how many keys forgotten.
+async fn upkeep(client: &Client, at: SystemTime) -> Counts {
+    let mut all = Counts::default();
+    loop {
+        let counts: serde_json::Value = client.query_one("select sundown.upkeep($1)", &[&at]).await.unwrap().get(0);
+        let of = |name: &str| i32::try_from(counts[name].as_i64().unwrap()).unwrap();
+        all = Counts { made: all.made + of("made"), dropped: all.dropped + of("dropped"), keys: all.keys + of("keys") };
+        if of("dropped") == 0 {
+            return all;
+        }
+    }
 }
 
 /// Which of the four tables still have the week in which the first agents were submitted.
@@ -95,7 +105,7 @@ async fn there_are_partitions_for_twelve_weeks_without_a_gap() {
         let at = now + 7 * DAY * weeks;
         client.query_one("select sundown.submit(image => 'busybox', at => $1)", &[&at]).await.unwrap();
     }
-    assert_eq!(upkeep(&client, now).await["made"], 0, "once is enough");
+    assert_eq!(upkeep(&client, now).await.made, 0, "once is enough");
 }
 
 #[tokio::test]
@@ -294,6 +304,106 @@ async fn upkeep_never_fails_a_reader() {
 }
 
 #[tokio::test]
+async fn weeks_are_made_ahead_though_an_old_one_cannot_be_dropped() {
+    let db = Db::new().await;
+    let (client, at) = (db.client().await, db.now().await + 100 * DAY);
+    client
+        .batch_execute(
+            "create function no_disk() returns event_trigger language plpgsql as $$ begin raise exception 'the disk is gone'; end $$;
+             create event trigger no_disk on sql_drop execute function no_disk()",
+        )
+        .await
+        .unwrap();
+    once(&db.sql(1).await, Some(at)).await.expect_err("nothing can be dropped");
+    contiguous(&client, at, at, 12).await;
+}
+
+#[tokio::test]
+async fn each_old_week_goes_by_itself_and_locks_nothing_else_meanwhile() {
+    let db = Db::new().await;
+    let (mut client, at) = (db.client().await, db.now().await + 100 * DAY);
+    client.execute("select sundown.make_ahead($1)", &[&at]).await.unwrap();
+    let mut gone = 0;
+    loop {
+        let before = all_partitions(&client).await;
+        let dropping = client.transaction().await.unwrap();
+        let counts: serde_json::Value = dropping.query_one("select sundown.upkeep($1)", &[&at]).await.unwrap().get(0);
+        let held: i64 = dropping
+            .query_one("select count(*) from pg_locks l join pg_class c on c.oid = l.relation and c.relkind = 'p' where l.mode = 'AccessExclusiveLock' and l.pid = pg_backend_pid()", &[])
+            .await
+            .unwrap()
+            .get(0);
+        dropping.commit().await.unwrap();
+        let after = all_partitions(&client).await;
+        assert_eq!(before - after, usize::try_from(counts["dropped"].as_i64().unwrap()).unwrap());
+        if counts["dropped"] == 0 {
+            break;
+        }
+        assert_eq!((counts["dropped"].as_i64(), held), (Some(1), 1), "one partition, and its parent");
+        gone += 1;
+    }
+    assert!(gone >= 4, "only {gone} went");
+}
+
+async fn all_partitions(client: &Client) -> usize {
+    let mut all = 0;
+    for parent in PARENTS {
+        all += partitions(client, parent).await.len();
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_drop_may_take_longer_than_any_other_statement() {
+    let db = Db::new().await;
+    let (client, at) = (db.client().await, db.now().await + 100 * DAY);
+    client
+        .batch_execute(
+            "create function slow_disk() returns event_trigger language plpgsql as $$ begin perform pg_sleep(1.5); end $$;
+             create event trigger slow_disk on sql_drop execute function slow_disk()",
+        )
+        .await
+        .unwrap();
+    let sql = sundown::sql::Sql::new(&db.config(), 2, Duration::from_secs(1)).unwrap();
+    assert_eq!(sql.upkeep(Some(at)).await.unwrap().0, 1);
+}
+
+#[tokio::test]
+async fn upkeep_judges_a_week_without_reading_it() {
+    let db = Db::new().await;
+    let (mut client, now) = (db.client().await, db.now().await);
+    client
+        .batch_execute(
+            "set session_replication_role = replica;
+             insert into sundown.agent_outcome (id, state, reason, host, exit_code, ttl, attempts, epoch, finished_at)
+                select sundown.uuidv7(now()), 'succeeded', 'exited', 1, 0, '1h', 1, 3, now() from generate_series(1, 5000);
+             reset session_replication_role",
+        )
+        .await
+        .unwrap();
+    for days in [20_u32, 100] {
+        let judging = client.transaction().await.unwrap();
+        for parent in PARENTS {
+            let week =
+                "sundown.week_wanted($1, date_trunc('week', now(), 'UTC'), date_trunc('week', now(), 'UTC') + interval '168 hours', $2)";
+            let wanted: bool = judging.query_one(&format!("select {week}"), &[&parent, &(now + days * DAY)]).await.unwrap().get(0);
+            assert_eq!(wanted, days == 20 && parent != "agent_log", "{parent} after {days} days");
+        }
+        let read: i64 = judging
+            .query_one(
+                "select sum(pg_stat_get_xact_tuples_returned(inhrelid) + pg_stat_get_xact_tuples_fetched(inhrelid))::int8
+                   from pg_inherits where inhparent = 'sundown.agent_outcome'::regclass",
+                &[],
+            )
+            .await
+            .unwrap()
+            .get(0);
+        assert!(read < 20, "it read {read} outcomes of 5000");
+        judging.rollback().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn upkeep_by_two_at_once_is_done_by_one() {
     let db = Db::new().await;
     let (client, now) = (db.client().await, db.now().await);
@@ -302,9 +412,10 @@ async fn upkeep_by_two_at_once_is_done_by_one() {
     let at = now + 70 * DAY;
     let counts: serde_json::Value = first.query_one("select sundown.upkeep($1)", &[&at]).await.unwrap().get(0);
     assert_eq!(counts["made"], 40, "ten weeks of four tables");
-    assert_eq!(upkeep(&client, at).await, serde_json::json!({"made": 0, "dropped": 0, "busy": true}));
+    let second: serde_json::Value = client.query_one("select sundown.upkeep($1)", &[&at]).await.unwrap().get(0);
+    assert_eq!(second, serde_json::json!({"made": 0, "dropped": 0, "keys": 0, "busy": true}));
     first.commit().await.unwrap();
-    assert_eq!(upkeep(&client, at).await["made"], 0);
+    assert_eq!(upkeep(&client, at).await.made, 0);
     contiguous(&client, at, at, 12).await;
 }
 
@@ -314,9 +425,9 @@ async fn old_keys_and_replicas_are_forgotten() {
     let (client, sql, now) = (db.client().await, db.sql(1).await, db.now().await);
     submit(&client, "key => 'k'").await;
     sql.register_replica("old", "0", Some(now)).await.unwrap();
-    assert_eq!(upkeep(&client, now + Duration::from_hours(23)).await["keys"], 0);
+    assert_eq!(upkeep(&client, now + Duration::from_hours(23)).await.keys, 0);
     sql.register_replica("new", "0", Some(now + 2 * DAY)).await.unwrap();
-    assert_eq!(upkeep(&client, now + 2 * DAY).await["keys"], 1);
+    assert_eq!(upkeep(&client, now + 2 * DAY).await.keys, 1);
     let names: Vec<String> = client.query("select name from sundown.replica", &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
     assert_eq!(names, ["new"]);
 }

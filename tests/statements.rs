@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use harness::Db;
 use serde_json::Value;
+use sundown::error::Error;
 use sundown::sql::STATEMENTS;
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -39,6 +40,22 @@ async fn every_statement_prepares_against_the_schema() {
     for (name, text) in STATEMENTS {
         client.prepare(text).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
     }
+}
+
+#[tokio::test]
+async fn a_row_that_is_not_what_we_expect_is_a_defect_and_a_connection_that_is_gone_is_not() {
+    let db = Db::new().await;
+    let client = db.client().await;
+    let row = client.query_one("select 'word' as n", &[]).await.unwrap();
+    for error in [row.try_get::<_, i32>("n").unwrap_err(), row.try_get::<_, &str>("m").unwrap_err()] {
+        assert!(matches!(Error::from(error), Error::Internal(_)));
+    }
+    let killed = client.execute("select pg_terminate_backend(pg_backend_pid())", &[]).await.unwrap_err();
+    assert!(matches!(Error::from(killed), Error::Unavailable(_)));
+    let gone = client.execute("select 1", &[]).await.unwrap_err();
+    assert!(matches!(Error::from(gone), Error::Unavailable(_)));
+    let refused = tokio_postgres::connect("postgres://nobody@127.0.0.1:1/nothing", tokio_postgres::NoTls).await.err().unwrap();
+    assert!(matches!(Error::from(refused), Error::Unavailable(_)));
 }
 
 #[test]
@@ -117,7 +134,7 @@ async fn a_million(client: &Client) {
              insert into sundown.host (uuid, name, endpoint, seen_at) select gen_random_uuid(), 'host ' || n, '', now() from generate_series(1, 4) n;
              insert into sundown.host_slot (host, capacity, used) select id, 1000, 500 from sundown.host;
              insert into sundown.agent (id, tenant, image, command, env_keys, labels, cpus, memory, pids, network, ttl, max_ttl, grace, start_timeout, created_at)
-                select id, 'default', 'busybox', '{true}', '{}', case when n % 5000 = 0 then '{\"team\": \"blue\"}'::jsonb else '{}' end, 1, 1e8, 100, 'none', '1h', '1d', '10s', '60s', at from many;
+                select id, 'default', 'busybox', '{true}', '{}', case when n % 5000 = 0 then '{\"tier\": \"all\", \"team\": \"blue\"}'::jsonb else '{\"tier\": \"all\"}' end, 1, 1e8, 100, 'none', '1h', '1d', '10s', '60s', at from many;
              insert into sundown.agent_outcome (id, state, reason, host, exit_code, ttl, attempts, epoch, finished_at)
                 select id, case when n % 500 = 0 then 'failed' else 'succeeded' end, 'exited', 1 + n % 4, case when n % 500 = 0 then 3 else 0 end, '1h', 1, 3, at
                   from many where not lives;
@@ -127,11 +144,12 @@ async fn a_million(client: &Client) {
                        '1h', '1d', '10s', '60s', case when n % 20 <> 0 then at end, case when n % 20 <> 0 then at end, case when n % 20 <> 0 then 'c' || n end
                   from many where lives;
              create table mine as select id from sundown.agent_outcome order by id limit 30;
-             analyze mine, sundown.agent, sundown.agent_live, sundown.agent_outcome, sundown.host;
              reset all",
         )
         .await
         .unwrap();
+    // As autovacuum leaves them.
+    client.batch_execute("vacuum analyze mine, sundown.agent, sundown.agent_live, sundown.agent_outcome, sundown.host").await.unwrap();
 }
 
 /// A plan that was executed: its nodes, and how many blocks it touched.
@@ -204,6 +222,26 @@ async fn lists_are_walks_along_an_index_beside_a_million() {
         assert_eq!(scans(&nodes), Vec::<&str>::new(), "{what} reads a whole table");
         // Fifty rows, each looked up in every week; a walk over all of history is 17,000 and more.
         assert!(blocks < 8000, "{what} touches {blocks} blocks");
+    }
+
+    // By labels that few carry, that everybody does and that nobody does, in each state.
+    for (labels, none, states) in [
+        (
+            r#"{"tier": "all"}"#,
+            50,
+            [("pending", 50), ("running", 50), ("terminating", 0), ("succeeded", 50), ("failed", 50), ("expired", 0)],
+        ),
+        (r#"{"team": "blue"}"#, 50, [("pending", 0), ("running", 0), ("terminating", 0), ("succeeded", 0), ("failed", 50), ("expired", 0)]),
+        (r#"{"no": "body"}"#, 0, [("pending", 0), ("running", 0), ("terminating", 0), ("succeeded", 0), ("failed", 0), ("expired", 0)]),
+    ] {
+        let states = states.map(|(state, rows)| (format!("'{state}'"), rows)).into_iter().chain([("null".to_owned(), none)]);
+        for (state, rows) in states {
+            let statement = with_values("list_labelled", &[&state, "null", "50", &format!("'{labels}'")]);
+            let (nodes, blocks) = explained(&client, &statement).await;
+            assert_eq!(nodes[0]["Actual Rows"].as_f64(), Some(f64::from(rows)), "{labels}, {state}");
+            assert_eq!(scans(&nodes), Vec::<&str>::new(), "{labels}, {state} reads a whole table");
+            assert!(blocks < 10_000, "{labels}, {state} touches {blocks} blocks");
+        }
     }
 
     // The scheduler's own: each probes its index by host and instant.

@@ -744,7 +744,7 @@ async fn asking_twice_for_an_end_changes_nothing() {
     let (id, epoch) = w.running("", w.at(0.0)).await;
     assert_eq!(w.terminate(id, w.at(1.0)).await.as_deref(), Ok("terminating"));
     let once = w.live(id).await;
-    assert_eq!((once.epoch, once.reason.as_deref(), once.due_at), (epoch + 1, Some("terminated"), w.at(1.0)));
+    assert_eq!((once.epoch, once.reason.as_deref(), once.due_at <= w.at(1.0)), (epoch + 1, Some("terminated"), true));
     assert_eq!(w.terminate(id, w.at(2.0)).await.as_deref(), Ok("terminating"));
     assert_eq!(w.live(id).await, once);
     // Not even in the middle of the stop.
@@ -753,6 +753,17 @@ async fn asking_twice_for_an_end_changes_nothing() {
     let under_way = w.live(id).await;
     assert_eq!(w.terminate(id, w.at(3.0)).await.as_deref(), Ok("terminating"));
     assert_eq!(w.live(id).await, under_way);
+}
+
+#[tokio::test]
+async fn an_instant_that_somebody_names_neither_puts_off_an_end_nor_brings_one_back() {
+    let w = World::new().await;
+    let (id, _) = w.running("", w.at(0.0)).await;
+    w.terminate(id, w.at(366.0 * 86400.0)).await.unwrap();
+    assert!(w.live(id).await.due_at <= w.db.now().await, "it is due now");
+    let (over, _) = w.running("ttl => '1h'", w.at(0.0)).await;
+    w.client.execute("update sundown.agent_live set expires_at = now() - interval '1 s' where id = $1", &[&over]).await.unwrap();
+    assert_eq!(w.extend(over, seconds(60), w.at(-3600.0)).await, Err("already_over".to_owned()));
 }
 
 #[tokio::test]
@@ -786,6 +797,56 @@ async fn an_agent_that_waits_ends_at_once_when_asked_to() {
     assert!(matches!(w.sql.place(w.host, 1, 16, START, Some(w.at(2.0))).await.unwrap(), Placed::Some(none) if none.is_empty()));
     assert_eq!(w.terminate(id, w.at(2.0)).await.as_deref(), Ok("expired"), "how it ended");
     assert_eq!(w.terminate(Uuid::new_v4(), w.at(2.0)).await, Err("unknown_agent".to_owned()));
+}
+
+// Overdue.
+
+#[tokio::test]
+async fn whatever_should_be_over_is_overdue_however_often_it_is_tried_again() {
+    let w = World::new().await;
+    // Each has just been tried, and is tried again in a while.
+    let cases = [
+        ("nobody has come", "running", "due_at = now() - interval '2.5 s'", "due_at = now() - interval '1 s'"),
+        ("cannot be stopped", "running", "expires_at = now() - interval '16 s'", "expires_at = now() - interval '14 s'"),
+        ("cannot be stopped", "running", "expires_at = now() - interval '16 s', due_at = 'infinity'", "due_at = 'infinity'"),
+        ("cannot be stopped", "terminating", "decided_at = now() - interval '16 s'", "decided_at = now() - interval '14 s'"),
+        (
+            "SIGKILL was sent",
+            "terminating",
+            "decided_at = now() - interval '16 s', signalled_at = now() - interval '16 s', killed_at = now() - interval '6 s'",
+            "decided_at = now() - interval '14 s', signalled_at = now() - interval '14 s', killed_at = now() - interval '4 s'",
+        ),
+        (
+            "cannot be removed",
+            "running",
+            "observed_at = now() - interval '31 s', ended_state = 'failed', ended_reason = 'vanished'",
+            "observed_at = now() - interval '29 s', ended_state = 'failed', ended_reason = 'vanished', expires_at = now() - interval '1 h'",
+        ),
+        ("was not given up", "pending", "placed_at = now() - interval '66 s'", "placed_at = now() - interval '64 s'"),
+    ];
+    for (what, state, late, timely) in cases {
+        for (change, listed) in [(late, true), (timely, false)] {
+            let id = w.submit("", w.start).await;
+            let (placed, epoch) = place(&w.sql, w.host, None).await;
+            assert_eq!(placed, id);
+            if state != "pending" {
+                assert!(w.sql.record_container(id, epoch, "c").await.unwrap());
+                w.sql.running(id, epoch, None).await.unwrap().unwrap();
+            }
+            if state == "terminating" {
+                w.sql.terminate(id, "a test").await.unwrap();
+            }
+            w.client.execute("update sundown.agent_live set due_at = now() + interval '10 s' where id = $1", &[&id]).await.unwrap();
+            w.client.execute(&format!("update sundown.agent_live set {change} where id = $1"), &[&id]).await.unwrap();
+            let row = w.client.query_opt("select what, late > interval '2 s' from sundown.overdue where id = $1", &[&id]).await.unwrap();
+            assert_eq!(row.is_some(), listed, "{state}, {change}");
+            if let Some(row) = row {
+                assert!(row.get::<_, &str>(0).contains(what) && row.get::<_, bool>(1), "{state}, {change}: {row:?}");
+            }
+        }
+    }
+    w.submit("", w.start).await;
+    assert_eq!(w.sql.gauges().await.unwrap().overdue, 7, "who waits in line is not overdue");
 }
 
 fn exited(code: i32) -> Facts {

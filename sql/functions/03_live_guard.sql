@@ -3,7 +3,7 @@
 --
 --   pending -> running | terminating | failed
 --   running -> terminating | succeeded | failed
---   terminating -> expired | succeeded | failed
+--   terminating -> expired, or before any signal was sent (agent_live_first_look) succeeded | failed
 
 create or replace function sundown.live_inserted() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

@@ -35,6 +35,28 @@ declare
     problem text;
     remedy  text;
 begin
+    -- Of what was asked for, before defaults and bounds: an operator may change them before a request is repeated. One that a key does
+    -- not pass below is refused there, with all that was written. As numbers: texts of durations and instants differ from session to session.
+    if key <> '' and octet_length(key) <= 255 and octet_length(tenant) <= 63 then
+        digest := sha256(convert_to(jsonb_build_array(
+            image, command, extract(epoch from ttl), extract(epoch from max_ttl), extract(epoch from grace), name, labels, env, cpus, memory, pids,
+            network, extract(epoch from run_at), extract(epoch from start_timeout), extract(epoch from queue_timeout))::text, 'UTF8'));
+        -- Waits for whoever is submitting under this key, then sees what became of it.
+        insert into sundown.agent_key as k (tenant, key, id, fingerprint, until)
+        values (tenant, key, new_id, digest, instant + interval '1 day')
+        on conflict on constraint agent_key_pkey do update
+           set id = excluded.id, fingerprint = excluded.fingerprint, until = excluded.until
+         where k.until < instant;
+        if not found then
+            select k.id, k.fingerprint into known from sundown.agent_key k where k.tenant = tenant and k.key = key;
+            if known.fingerprint is distinct from digest then
+                raise exception using errcode = 'SD409', constraint = 'key_reused',
+                    message = 'this idempotency key was used for another agent', hint = 'Use a new key for a new request.';
+            end if;
+            return known.id;
+        end if;
+    end if;
+
     select i.default_ttl, i.max_ttl into ours from sundown.installation i;
     max_ttl := make_interval(secs => extract(epoch from coalesce(max_ttl, ours.max_ttl)));
     -- Months and days become seconds: a deadline is a duration, whatever the calendar.
@@ -85,25 +107,6 @@ begin
     end if;
     if code is not null then
         raise exception using errcode = 'SD400', constraint = code, message = problem, hint = remedy;
-    end if;
-
-    if key is not null then
-        digest := sha256(convert_to(jsonb_build_array(image, command, ttl, max_ttl, grace, name, labels, env, cpus, memory, pids, network, run_at,
-                                                      start_timeout, queue_timeout)::text, 'UTF8'));
-        -- Waits for whoever is submitting under this key, then sees what became of it.
-        insert into sundown.agent_key as k (tenant, key, id, fingerprint, until)
-        values (tenant, key, new_id, digest, instant + interval '1 day')
-        on conflict on constraint agent_key_pkey do update
-           set id = excluded.id, fingerprint = excluded.fingerprint, until = excluded.until
-         where k.until < instant;
-        if not found then
-            select k.id, k.fingerprint into known from sundown.agent_key k where k.tenant = tenant and k.key = key;
-            if known.fingerprint is distinct from digest then
-                raise exception using errcode = 'SD409', constraint = 'key_reused',
-                    message = 'this idempotency key was used for another agent', hint = 'Use a new key for a new request.';
-            end if;
-            return known.id;
-        end if;
     end if;
 
     insert into sundown.agent (id, tenant, name, image, command, env_keys, labels, cpus, memory, pids, network, ttl, max_ttl, grace,

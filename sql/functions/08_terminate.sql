@@ -35,7 +35,8 @@ begin
     end if;
     update sundown.agent_live l
        set state = 'terminating', reason = 'terminated', actor = terminate.actor, decided_at = instant,
-           epoch = l.epoch + 1, leased_by = null, attempts = 0, due_at = instant
+           -- Whoever names an instant that is to come does not put off the end.
+           epoch = l.epoch + 1, leased_by = null, attempts = 0, due_at = least(instant, clock_timestamp())
      where l.id = terminate.id;
     perform sundown.wake(notify);
     return 'terminating';

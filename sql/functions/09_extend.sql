@@ -25,8 +25,9 @@ begin
         raise exception using errcode = 'SD404', constraint = 'unknown_agent', message = format('there is no agent %s', extend.id),
             hint = 'Look at sundown.agents; ended agents are forgotten after the retention.';
     end if;
-    -- Read after the row is held: waiting for it may have taken us past the deadline.
-    instant := coalesce(at, clock_timestamp());
+    -- Read after the row is held: waiting for it may have taken us past the deadline. A mocked clock may be ahead of ours, and never
+    -- behind it: an instant that is over would bring back an agent that is.
+    instant := greatest(at, clock_timestamp());
     if live.state is null or live.state = 'terminating' or live.observed_at is not null
        or (live.state = 'running' and instant >= live.expires_at) then
         raise exception using errcode = 'SD409', constraint = 'already_over', message = 'its deadline has passed or it is being ended',

@@ -77,21 +77,17 @@ pub async fn list(caller: &Caller, request: &Request<Incoming>) -> Answer {
     let state = query.one("state", "one of pending, running, terminating, succeeded, failed, expired", |text| {
         STATES.into_iter().find(|state| *state == text)
     })?;
-    let limit = query.one("limit", "a number between 1 and 1000", |text| text.parse::<usize>().ok().filter(|n| (1..=1000).contains(n)))?;
+    let limit = query.one("limit", "a number between 1 and 1000", |text| text.parse::<i64>().ok().filter(|n| (1..=1000).contains(n)))?;
     let cursor = query.one("cursor", "the `next` of an earlier page", |text| Uuid::try_parse(text).ok())?;
     let labels = labels(query.all("label"))?;
     query.done()?;
-    let limit = limit.unwrap_or(100);
     let sql = caller.state.sql.clone();
-    // One more than asked for tells whether there is a next page.
-    let mut page = ask(async move { sql.list_agents(state, labels.as_ref(), cursor, limit as i64 + 1).await }).await?;
-    let more = page.len() > limit;
-    page.truncate(limit);
+    let page = ask(async move { sql.list_agents(state, labels.as_ref(), cursor, limit.unwrap_or(100)).await }).await?;
     let next = match page.last() {
-        Some((id, _)) if more => format!("\"{id}\""),
+        Some((id, _, true)) => format!("\"{id}\""),
         _ => "null".to_owned(),
     };
-    let agents: Vec<String> = page.into_iter().map(|(_, agent)| agent).collect();
+    let agents: Vec<String> = page.into_iter().map(|(_, agent, _)| agent).collect();
     Ok(json(StatusCode::OK, format!(r#"{{"agents":[{}],"next":{next}}}"#, agents.join(","))))
 }
 

@@ -158,7 +158,6 @@ impl From<Error> for Problem {
                     Kind::Invalid => 400,
                     Kind::Unknown => 404,
                     Kind::Conflict => 409,
-                    Kind::TooLarge => 413,
                 };
                 Self::of(&code, status, message, hint)
             }

@@ -88,6 +88,16 @@ pub async fn answer(caller: Caller, request: Request<Incoming>) -> Response<Cont
     response
 }
 
+/// The answer of a replica that has nothing to ask yet.
+pub fn starting(request: &Request<Incoming>) -> Response<Content> {
+    if matches!(Route::of(request.uri().path()), Some(Route::Healthz)) {
+        return health::alive();
+    }
+    let mut problem = Problem::new(&problem::NOT_READY, "this replica is starting");
+    problem.missing = vec!["starting"];
+    problem.response()
+}
+
 async fn dispatch(caller: Caller, route: Option<Route<'_>>, request: Request<Incoming>) -> Answer {
     let Some(route) = route else {
         return Err(Problem::new(&problem::UNKNOWN_ROUTE, "there is no such route"));

@@ -69,20 +69,20 @@ impl Sql {
         rows.first().map(|row| Ok((row.try_get("agent")?, row.try_get("ended")?))).transpose()
     }
 
-    /// A page of at most `limit` agents, newest first, older than `cursor`.
+    /// A page of at most `limit` agents and of about 1 MiB, newest first, older than `cursor`; each with whether there are more.
     pub async fn list_agents(
         &self,
         state: Option<&str>,
         labels: Option<&Value>,
         cursor: Option<Uuid>,
         limit: i64,
-    ) -> Result<Vec<(Uuid, String)>, Error> {
+    ) -> Result<Vec<(Uuid, String, bool)>, Error> {
         let page: [Param<'_>; 3] = [(&state, Type::TEXT), (&cursor, Type::UUID), (&limit, Type::INT8)];
         let rows = match &labels {
             None => self.rows(super::LIST_AGENTS, &page).await?,
             Some(labels) => self.rows(super::LIST_LABELLED, &[&page[..], &[(labels, Type::JSONB)]].concat()).await?,
         };
-        rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("agent")?))).collect()
+        rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("agent")?, row.try_get("more")?))).collect()
     }
 
     /// Asks for the end of an agent; answers its state after.

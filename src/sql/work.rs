@@ -12,6 +12,9 @@ use super::{Now, Param, Sql};
 use crate::docker::Tail;
 use crate::error::Error;
 
+/// How long a statement of upkeep may take. Dropping a large week is work for the disk, and nobody waits for it.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// A row in the hands of a replica, as much of it as deciding needs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
@@ -356,9 +359,16 @@ impl Sql {
         Ok(self.one(super::LEAVE, params, "given_back").await?.unwrap_or(0))
     }
 
-    /// Makes partitions ahead and drops old ones; answers counts as JSON.
-    pub async fn upkeep(&self, now: Now) -> Result<String, Error> {
-        self.one(super::UPKEEP, &[(&now, Type::TIMESTAMPTZ)], "counts").await?.ok_or_else(none)
+    /// Makes partitions ahead; answers how many.
+    pub async fn make_ahead(&self, now: Now) -> Result<i32, Error> {
+        self.within(PATIENCE).one(super::MAKE_AHEAD, &[(&now, Type::TIMESTAMPTZ)], "made").await?.ok_or_else(none)
+    }
+
+    /// Drops one partition, or forgets old keys when there is none to drop; answers how many of each.
+    pub async fn upkeep(&self, now: Now) -> Result<(i32, i32), Error> {
+        let rows = self.within(PATIENCE).rows(super::UPKEEP, &[(&now, Type::TIMESTAMPTZ)]).await?;
+        let row = rows.first().ok_or_else(none)?;
+        Ok((row.try_get("dropped")?, row.try_get("keys")?))
     }
 
     /// Says something on a channel that only the asking replica's listener hears.

@@ -38,6 +38,8 @@ fn a_wrong_value_ends_with_one_line_and_exit_code_64() {
         (&["serve"], &[("SUNDOWN_DATABASE_URL", "postgres://a:b@host:port/db")]),
         (&["serve"], &[nowhere, ("SUNDOWN_DIRECT_URL", "nonsense")]),
         (&["serve"], &[("DATABASE_URL", "nonsense")]),
+        (&["serve"], &[("SUNDOWN_DIRECT_URL", "postgres://nobody@127.0.0.1:1/nothing")]),
+        (&["doctor"], &[("SUNDOWN_DIRECT_URL", "postgres://nobody@127.0.0.1:1/nothing")]),
         (&["serve", "--unknown-flag"], &[nowhere]),
         (&["serve", "--capacity=-1"], &[nowhere]),
         (&["serve", "word"], &[nowhere]),
@@ -76,6 +78,19 @@ fn an_endpoint_that_is_named_twice_is_served_once() {
     }
 }
 
+#[test]
+fn an_address_that_asks_for_tls_is_refused_at_once_and_the_line_says_why() {
+    for more in ["sslmode=require", "sslmode=verify-full", "channel_binding=require"] {
+        let url = format!("postgres://nobody@127.0.0.1:1/nothing?{more}");
+        for variable in ["SUNDOWN_DATABASE_URL", "DATABASE_URL"] {
+            let output = run(&["serve"], &[(variable, &url)]);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!((output.status.code(), said.trim_end().lines().count()), (Some(64), 1), "{more}: {said}");
+            assert!(said.contains("TLS"), "{more}: {said}");
+        }
+    }
+}
+
 /// A database that asks for a password, which no line may repeat.
 const SECRET: &str = "s3cr3t-W0rd";
 
@@ -105,6 +120,38 @@ async fn the_first_line_has_the_effective_values_and_every_line_is_json() {
         assert!(first.contains(wanted), "{wanted} is not in {first}");
     }
     assert!(lines.iter().all(|line| line["level"].is_string() && line["message"].is_string()), "{log}");
+}
+
+/// The configuration in the first line of a replica that goes nowhere: its address is taken.
+fn first_line(variables: &[(&str, &str)]) -> String {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut command = sundown();
+    command.arg("serve").env_remove("DOCKER_HOST").env_remove("XDG_DATA_HOME");
+    command.env("SUNDOWN_LISTEN", taken.local_addr().unwrap().to_string());
+    let output = command.envs(variables.iter().copied()).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let line: Value = said.lines().next().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_else(|| panic!("no line: {said}"));
+    line["config"].as_str().unwrap_or_else(|| panic!("no values: {said}")).to_owned()
+}
+
+#[test]
+fn the_first_line_has_what_was_left_to_us() {
+    let with = first_line(&[("DATABASE_URL", "postgres://someone:s3cret@127.0.0.1:1/nothing")]);
+    let cores = std::thread::available_parallelism().unwrap();
+    let wanted = [
+        "database_url: Some(\"someone@127.0.0.1:1/nothing\")",
+        "direct_url: Some(\"someone@127.0.0.1:1/nothing\")",
+        "docker: [\"unix:///var/run/docker.sock\"]",
+        &format!("starts: {cores},"),
+    ];
+    for wanted in wanted {
+        assert!(with.contains(wanted), "{wanted} is not in {with}");
+    }
+    let without = first_line(&[("HOME", "/nowhere"), ("DOCKER_HOST", "unix:///elsewhere.sock"), ("SUNDOWN_STARTS", "3")]);
+    let data = if nix::unistd::geteuid().is_root() { "/var/lib/sundown" } else { "/nowhere/.local/share/sundown" };
+    for wanted in [&format!("data: Some(\"{data}\")"), "docker: [\"unix:///elsewhere.sock\"]", "starts: 3,"] {
+        assert!(without.contains(wanted), "{wanted} is not in {without}");
+    }
 }
 
 #[tokio::test]
@@ -156,4 +203,39 @@ fn a_database_password_is_not_shown_when_the_database_cannot_be_reached_or_the_a
     }
     let flag = run(&["serve", "--database-url", &wrong], &[]);
     assert!(!String::from_utf8_lossy(&flag.stderr).contains(SECRET), "{}", String::from_utf8_lossy(&flag.stderr));
+}
+
+#[tokio::test]
+async fn a_worker_that_panics_says_so_in_json_and_ends_the_replica() {
+    let (db, fake) = (Db::new().await, FakeDocker::start().await);
+    let (client, endpoint) = (db.client().await, fake.endpoint());
+    let mut replica =
+        Replica::start(&db.url(), &[("SUNDOWN_DOCKER", &endpoint), ("FAILPOINTS", "launch.before_create=panic(a defect)")]).await;
+    submit(&client, "busybox", "exit 0", "").await;
+    assert_eq!(replica.ended().await.code(), Some(70));
+    let log = replica.log();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect();
+    let said = |line: &Value| line["message"].as_str().is_some_and(|message| message.contains("a defect")) && line["location"].is_string();
+    assert!(lines.iter().any(said), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_tries_the_direct_address_too_and_looks_at_docker_whatever_the_database_says() {
+    let (db, other, fake) = (Db::new().await, Db::new().await, FakeDocker::start().await);
+    let (endpoint, url) = (fake.endpoint(), db.url());
+    let doctor = |direct: &str| {
+        let output = run(&["doctor"], &[("SUNDOWN_DATABASE_URL", &url), ("SUNDOWN_DIRECT_URL", direct), ("SUNDOWN_DOCKER", &endpoint)]);
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    for (direct, wanted) in [
+        (db.url(), "ok   direct database"),
+        (other.url(), "must lead to one"),
+        ("postgres://nobody@127.0.0.1:1/nothing".to_owned(), "is SUNDOWN_DIRECT_URL right?"),
+    ] {
+        let (_, said) = doctor(&direct);
+        assert!(said.contains(wanted) && said.contains("ok   docker"), "{direct}: {said}");
+    }
+    db.client().await.batch_execute("drop view sundown.overdue").await.unwrap();
+    let (code, said) = doctor(&db.url());
+    assert!(code == Some(1) && said.contains("FIX  agents overdue") && said.contains("docker"), "{said}");
 }

@@ -78,6 +78,33 @@ async fn a_row_that_somebody_holds_delays_nobody_beyond_two_seconds_and_the_wish
 }
 
 #[tokio::test]
+async fn wishes_for_a_row_that_somebody_holds_leave_the_door_open_for_others() {
+    let (server, database) = Server::with_database().await;
+    let id = server.submit(r#"{"image":"a"}"#).await;
+    let holder = database.client().await;
+    holder.batch_execute("begin; select from sundown.agent_live for update").await.unwrap();
+    let backends = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
+    // Twice as many as there are connections.
+    let path = format!("/agents/{id}");
+    let wishes = (0..16).map(|n| {
+        if n % 2 == 0 { server.request(Method::DELETE, &path) } else { server.request(Method::PATCH, &path).body(r#"{"ttl":9}"#) }
+    });
+    let (wishes, other) = tokio::join!(join_all(wishes.map(Server::send)), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let asked = Instant::now();
+        (server.post(r#"{"image":"b"}"#).await, asked.elapsed())
+    });
+    for answer in wishes {
+        assert_eq!((answer.status, answer.code().as_str()), (503, "database_unavailable"), "{answer:?}");
+    }
+    assert_eq!(other.0.status, 201, "{other:?}");
+    let there = database.count(backends).await;
+    assert!(there <= 10, "no connection was thrown away for it: {there}");
+    holder.batch_execute("rollback").await.unwrap();
+    assert_eq!(server.delete(&id).await.status, 200);
+}
+
+#[tokio::test]
 async fn after_its_connections_were_killed_the_next_request_works() {
     let (server, database) = Server::with_database().await;
     server.submit(r#"{"image":"a"}"#).await;

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use tokio::time::Instant;
 
+use crate::harness::Db;
 use crate::server::{Server, finish_it, run_it};
 
 const AGENT: &str = r#"{"image":"busybox","command":["sleep","9"],"ttl":"90s","labels":{"team":"blue"},"env":{"TOKEN":"s3cret"}}"#;
@@ -157,6 +158,30 @@ async fn pages_cover_every_agent_once_newest_first() {
 }
 
 #[tokio::test]
+async fn a_page_stops_at_about_a_mebibyte_and_says_where_to_go_on() {
+    let (server, database) = Server::with_database().await;
+    let client = database.client().await;
+    let many = "select count(sundown.submit(image => 'a', command => array[repeat('x', 60000)], labels => '{\"team\": \"blue\"}')) from generate_series(1, 40)";
+    client.execute(many, &[]).await.unwrap();
+    // One alone is a page, however large it is.
+    let large = "select sundown.submit(image => 'a', command => array[repeat(chr(1), 65536)], labels => '{\"team\": \"blue\"}')";
+    client.execute(large, &[]).await.unwrap();
+    for filter in ["", "&label=team=blue", "&state=pending", "&label=team=blue&state=pending"] {
+        let (mut seen, mut pages, mut cursor) = (BTreeSet::new(), 0, String::new());
+        loop {
+            let page = server.get(&format!("/agents?limit=1000{filter}{cursor}")).await;
+            assert!(page.text.len() < 3 << 19, "{} bytes", page.text.len());
+            let page = page.json();
+            seen.extend(page["agents"].as_array().unwrap().iter().map(|agent| agent["id"].as_str().unwrap().to_owned()));
+            pages += 1;
+            let Some(next) = page["next"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!((seen.len(), pages), (41, 3), "{filter}");
+    }
+}
+
+#[tokio::test]
 async fn lists_are_narrowed_by_state_and_labels() {
     let (server, _database) = Server::with_database().await;
     let blue = server.submit(r#"{"image":"a","labels":{"team":"blue","x/y":"a=b"}}"#).await;
@@ -246,6 +271,20 @@ async fn readiness_says_what_is_missing_and_liveness_does_not_care() {
     assert_eq!((not.status, not.code().as_str()), (503, "not_ready"));
     assert_eq!(not.json()["missing"], serde_json::json!(["draining", "host", "database"]));
     assert_eq!(server.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_replica_that_starts_lives_and_asks_to_come_again() {
+    let database = Db::new().await;
+    let (server, behind, state) = Server::starting(database.sql(1).await).await;
+    assert_eq!(server.get("/healthz").await.status, 200);
+    for answer in [server.get("/readyz").await, server.get("/agents").await, server.post(AGENT).await, server.get("/metrics").await] {
+        assert_eq!((answer.status, answer.code().as_str(), answer.header("retry-after")), (503, "not_ready", "1"), "{answer:?}");
+        assert_eq!(answer.json()["missing"], serde_json::json!(["starting"]));
+    }
+    assert!(behind.set(state).is_ok());
+    assert_eq!(server.get("/readyz").await.status, 200);
+    assert_eq!(server.post(AGENT).await.status, 201);
 }
 
 #[tokio::test]

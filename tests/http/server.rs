@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
-use sundown::http::{LogQuery, Meters, Readiness, State, serve};
+use sundown::http::{Behind, LogQuery, Meters, Readiness, State, serve};
 use sundown::sql::Sql;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -76,6 +76,13 @@ fn hello(host: i32, query: LogQuery) -> Option<stream::BoxStream<'static, Result
 
 impl Server {
     pub async fn new(sql: Sql) -> Self {
+        let (server, behind, state) = Self::starting(sql).await;
+        assert!(behind.set(state).is_ok());
+        server
+    }
+
+    /// A server with nothing behind it yet, and what is to be put there.
+    pub async fn starting(sql: Sql) -> (Self, Behind, Arc<State>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut registry = Registry::default();
@@ -100,9 +107,10 @@ impl Server {
             meters,
         };
         let shutdown = CancellationToken::new();
-        let served = Some(tokio::spawn(serve(listener, Arc::new(state), shutdown.clone())));
+        let behind: Behind = Arc::new(OnceLock::new());
+        let served = Some(tokio::spawn(serve(listener, Arc::clone(&behind), shutdown.clone())));
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap();
-        Self { address, ready, host, pokes, asked, shutdown, served, client }
+        (Self { address, ready, host, pokes, asked, shutdown, served, client }, behind, Arc::new(state))
     }
 
     /// A server on a database of its own.
