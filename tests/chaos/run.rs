@@ -1,7 +1,7 @@
 //! One run: a plan made from a seed, a world, clients and faults for as long as the plan says; then everything is healed, and nobody may
 //! be left.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -38,8 +38,9 @@ pub fn plan(seed: u64, seconds: u64, sky: Option<Sky>) -> Plan {
     let faults = vec![some(&REPLICAS, 4), some(&ground, 8)];
     let pooled = rng.random_bool(0.3);
     let points = POINTS.map(str::to_owned).to_vec();
-    // The real daemon starts a few containers in a second; the small one is held up by nothing but the machine.
-    let (rate, at_once, capacity, daemon_rate) = if sky.is_none() { (1.6, 24, 40, 8) } else { (30.0, 400, 600, 60) };
+    // The real daemon starts a few containers in a second; the small one is held up by nothing but the machine, and by unoptimised code.
+    let rate = if cfg!(debug_assertions) { 30.0 } else { 90.0 };
+    let (rate, at_once, capacity, daemon_rate) = if sky.is_none() { (1.6, 24, 40, 8) } else { (rate, 400, 600, 60) };
     let (kinds, by_sql, lease, still, calm, quiet, defect) = (Vec::new(), 0.1, 3000, 4000, 5, 150, None);
     Plan {
         seed,
@@ -281,6 +282,41 @@ pub fn tell(dir: &Dir, report: &Report) {
         println!("  BROKEN {} {}: {}", violation.promise, violation.agent.map(|id| id.to_string()).unwrap_or_default(), violation.detail);
     }
     println!("  {} promises broken", report.violations.len());
+}
+
+/// Prints what several runs showed together, as it stands in the documentation.
+pub fn tell_all(reports: &[Report]) {
+    let sum = |count: fn(&Report) -> usize| reports.iter().map(count).sum::<usize>();
+    let worst = |time: fn(&Report) -> i64| reports.iter().map(time).max().unwrap_or_default();
+    let healthy = reports.iter().map(|report| report.seconds * report.healthy).sum::<f64>();
+    let mut faults: BTreeMap<&str, (usize, usize, Option<i64>)> = BTreeMap::new();
+    for report in reports {
+        for (name, (_, fired)) in &report.faults {
+            let fault = faults.entry(name).or_default();
+            *fault = (fault.0 + 1, fault.1 + fired, fault.2.max(report.worst.get(name).copied()));
+        }
+    }
+    println!(
+        "in all: {} worlds, {:.0} s, {healthy:.0} of them healthy; {} agents, {} containers, {} faults",
+        reports.len(),
+        reports.iter().map(|report| report.seconds).sum::<f64>(),
+        sum(|report| report.agents),
+        sum(|report| report.containers),
+        faults.values().map(|(_, fired, _)| fired).sum::<usize>(),
+    );
+    println!(
+        "  in healthy time, ms: worst death after its deadline {}, worst take-over {}, longest orphan {}; worst start {}, worst record of an end {}",
+        worst(|report| report.healthy_lateness.2),
+        worst(|report| report.take_over.2),
+        worst(|report| report.orphan),
+        worst(|report| report.start.2),
+        worst(|report| report.recorded.2),
+    );
+    println!("| Fault | Worlds | Times | Worst death after its deadline, ms of healthy time |\n|---|---|---|---|");
+    for (name, (worlds, fired, worst)) in faults {
+        println!("| {name} | {worlds} | {fired} | {} |", worst.map_or_else(|| "-".to_owned(), |worst| worst.to_string()));
+    }
+    println!("{} promises broken", sum(|report| report.violations.len()));
 }
 
 /// A run in which too little happened says nothing.
