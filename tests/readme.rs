@@ -51,6 +51,12 @@ fn every_guarantee_names_a_test_that_exists() {
             assert!(tests.contains(&format!("fn {name}(")), "there is no test {name}");
         }
     }
+    // Here other names stand beside those of tests, which are sentences.
+    for heading in ["Whether it would find anything", "Where the promises end"] {
+        let sentences = named(chapter(&guarantees, heading)).into_iter().filter(|(name, _)| name.matches('_').count() > 4);
+        let missing: Vec<&str> = sentences.map(|(name, _)| name).filter(|name| !tests.contains(&format!("fn {name}("))).collect();
+        assert!(missing.is_empty(), "{heading}: there are no tests {missing:?}");
+    }
 }
 
 #[test]
