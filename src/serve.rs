@@ -72,7 +72,7 @@ impl From<EmbeddedError> for Fatal {
 /// # Errors
 /// What made the start impossible, or which loop broke.
 pub async fn run(config: Serve, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Fatal> {
-    let mut front = Front::open(listener);
+    let front = Front::open(listener);
     let (pooled, direct, embedded) = match config.database.addresses().map_err(Fatal::Usage)? {
         Some((pooled, direct)) => (pooled, direct, None),
         None => {
@@ -86,7 +86,7 @@ pub async fn run(config: Serve, listener: TcpListener, shutdown: CancellationTok
             (address.clone(), address, Some(embedded))
         }
     };
-    let result = serve(&config, &pooled, &direct, &mut front, shutdown).await;
+    let result = serve(&config, &pooled, &direct, front, shutdown).await;
     if let Some(embedded) = embedded {
         stop_embedded(embedded).await;
     }
@@ -115,7 +115,8 @@ impl Front {
         Self { address, behind, tasks, closing }
     }
 
-    async fn close(&mut self) {
+    /// Its connections to the database go with it: they must not be taken for somebody else's.
+    async fn close(mut self) {
         self.closing.cancel();
         joined(&mut self.tasks, http::DRAIN + Duration::from_secs(1)).await;
     }
@@ -137,7 +138,7 @@ async fn start(config: &Serve, pooled: &Config, direct: &Config) -> Result<(Sql,
     Ok((door, Arc::new(Replica::new(sql, claims, id, hosts(&config.docker), config.docker.lease.0, config.poll.0))))
 }
 
-async fn serve(config: &Serve, pooled: &Config, direct: &Config, front: &mut Front, shutdown: CancellationToken) -> Result<(), Fatal> {
+async fn serve(config: &Serve, pooled: &Config, direct: &Config, mut front: Front, shutdown: CancellationToken) -> Result<(), Fatal> {
     let Some((door, replica)) = shutdown.run_until_cancelled(start(config, pooled, direct)).await.transpose()? else {
         tracing::info!("told to stop before it had started");
         front.close().await;
