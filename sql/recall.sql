@@ -1,14 +1,14 @@
 -- After the database's clock was set back: brings near what waits for an instant that was near once. What is in hand is never due later
 -- than its start or its grace is over, nor is anything else that does not simply run, but for 20 s, longer than any pause after a failure; no
 -- step was taken, and nobody was submitted, in the future. A lease begins anew, so that nobody meets its holder; so does a grace.
--- $1 hosts, $2 lease of a start and $3 of a stop in seconds, $4 now. Locks what it finds, skipping what others hold. Returns how many:
--- in health, none.
+-- $1 lease of a start and $2 of a stop in seconds, $3 now. Walks all that live. Locks what it finds, skipping what others hold. Returns how
+-- many: in health, none.
 with instant as (
-    select coalesce($4::timestamptz, statement_timestamp()) as now, coalesce($4, statement_timestamp()) + interval '20 s' as near
+    select coalesce($3::timestamptz, statement_timestamp()) as now, coalesce($3, statement_timestamp()) + interval '20 s' as near
 ), held as materialized (
-    select l.id, case l.state when 'pending' then least(make_interval(secs => $2), l.start_timeout) else make_interval(secs => $3) end as lease
+    select l.id, case l.state when 'pending' then least(make_interval(secs => $1), l.start_timeout) else make_interval(secs => $2) end as lease
       from sundown.agent_live l
-     where l.host = any ($1) and l.due_at > (select i.near from instant i) and (l.state <> 'running' or l.observed_at is not null)
+     where l.host > 0 and l.due_at > (select i.near from instant i) and (l.state <> 'running' or l.observed_at is not null)
        and (l.observed_at is not null
             or case l.state when 'pending' then l.placed_at else l.signalled_at end > (select i.near from instant i)
             or l.due_at - interval '20 s' > greatest((select i.now from instant i), case l.state when 'pending' then l.placed_at + l.start_timeout else l.signalled_at + l.grace end))

@@ -204,7 +204,7 @@ pub struct Link {
     removals: Semaphore,
     /// Removals that failed before, one at a time: those that hang hold up nobody else's.
     stubborn: Semaphore,
-    /// Orphans that are removed, one at a time: nobody waits for them.
+    /// Orphans that are removed, in a lane of their own: those that hang hold up nobody's end.
     pub orphans: Semaphore,
     /// Containers whose removal was begun and did not succeed.
     begun: Mutex<HashSet<String>>,
@@ -342,7 +342,7 @@ impl Host {
             tails: Semaphore::new(CLEANUPS),
             removals: Semaphore::new(CLEANUPS),
             stubborn: Semaphore::new(1),
-            orphans: Semaphore::new(1),
+            orphans: Semaphore::new(CLEANUPS),
             begun: Mutex::default(),
             uuid,
             silent: CancellationToken::new(),

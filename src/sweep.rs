@@ -76,7 +76,7 @@ fn looked_after<T>(done: Result<T, Error>) {
 }
 
 async fn round(replica: &Arc<Replica>, links: &mut [(Arc<Link>, Orphans)]) -> Result<Counts, Fatal> {
-    sweeper::recall(replica, &links.iter().map(|(link, _)| link.id).collect::<Vec<_>>()).await?;
+    sweeper::recall(replica).await?;
     while replica.sql.expire_waiting(None).await? > 0 {}
     // Each round of starts frees the lane for the next, until nobody waits or no host has room.
     loop {

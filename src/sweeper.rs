@@ -170,10 +170,10 @@ impl Sweeper {
         }
         self.next_tick = started + pace;
         // It walks all that live: only once the clock was seen to go back, or where nobody was here to see it.
-        if full || ticks.iter().any(|tick| self.low.is_some_and(|before| tick.low < before)) {
+        if ticks.iter().any(|tick| self.low.is_none_or(|before| tick.low < before)) {
             self.recall_until = started + SET_BACK;
         }
-        if started < self.recall_until && ticks.iter().any(|tick| tick.due_in.is_some()) && recall(&replica, &hosts).await? > 0 {
+        if started < self.recall_until && ticks.iter().any(|tick| tick.due_in.is_some()) && recall(&replica).await? > 0 {
             self.next_tick = started;
         }
         let now = Instant::now();
@@ -267,8 +267,8 @@ fn database_time() -> Now {
 }
 
 /// Brings near what the database's clock was set back from. Answers how many rows that were.
-pub async fn recall(replica: &Replica, hosts: &[i32]) -> Result<i64, Error> {
-    let recalled = replica.claims.recall(hosts, replica.start_lease, STOP_LEASE, None).await?;
+pub async fn recall(replica: &Replica) -> Result<i64, Error> {
+    let recalled = replica.claims.recall(replica.start_lease, STOP_LEASE, None).await?;
     if recalled > 0 {
         tracing::warn!(recalled, "the database's clock was set back; what waited for an instant that is far now is done in time");
         replica.wakes.look_at_everything();

@@ -636,7 +636,7 @@ async fn what_was_in_hand_when_the_clock_was_set_back_is_due_within_its_lease() 
     place(&w.sql, w.host, Some(ahead(2.0))).await;
     let waits = w.submit("queue_timeout => '30s'", ahead(3.0)).await;
     let later = w.submit("run_at => now() + '3 h', queue_timeout => '30s'", ahead(3.0)).await;
-    let recall = async |at: SystemTime| w.sql.recall(&[w.host], START, STOP, Some(at)).await.unwrap();
+    let recall = async |at: SystemTime| w.sql.recall(START, STOP, Some(at)).await.unwrap();
     assert_eq!(recall(ahead(3.0)).await, 0, "in health");
     let before = [w.live(runs).await, w.live(later).await];
 

@@ -317,10 +317,10 @@ impl Sql {
         Ok(self.one(super::EXPIRE_WAITING, &[(&now, Type::TIMESTAMPTZ)], "ended").await?.unwrap_or(0))
     }
 
-    /// Brings near what waits, on these hosts or for a place, for an instant that the clock was set back from; answers how many.
-    pub async fn recall(&self, hosts: &[i32], start_lease: Duration, stop_lease: Duration, now: Now) -> Result<i64, Error> {
+    /// Brings near what waits for an instant that the clock was set back from; answers how many.
+    pub async fn recall(&self, start_lease: Duration, stop_lease: Duration, now: Now) -> Result<i64, Error> {
         let (start, stop) = (start_lease.as_secs_f64(), stop_lease.as_secs_f64());
-        let params: &[Param<'_>] = &[(&hosts, Type::INT4_ARRAY), (&start, Type::FLOAT8), (&stop, Type::FLOAT8), (&now, Type::TIMESTAMPTZ)];
+        let params: &[Param<'_>] = &[(&start, Type::FLOAT8), (&stop, Type::FLOAT8), (&now, Type::TIMESTAMPTZ)];
         Ok(self.one(super::RECALL, params, "recalled").await?.unwrap_or(0))
     }
 

@@ -347,7 +347,7 @@ impl Nemesis {
             }
             "postgres stopped" => {
                 cluster.down("fast").await;
-                sleep(long).await;
+                sleep(long * 4).await;
                 cluster.up().await;
             }
             "postgres silent" => {
