@@ -46,7 +46,7 @@ async fn a_deadline_is_met_at_its_instant_without_polling() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_the_keeper_stopped_the_others_meet_its_deadlines_a_moment_later() {
+async fn with_the_keeper_stopped_the_others_meet_its_deadlines() {
     let fake = FakeDocker::start().await;
     let (_db, client, replicas) = world(&fake).await;
     let id = submit(&client, "busybox", "sleep inf", ", grace => '0s'").await;
@@ -54,6 +54,7 @@ async fn with_the_keeper_stopped_the_others_meet_its_deadlines_a_moment_later() 
     client.execute("select sundown.extend($1, '3 s')", &[&id]).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     replicas[0].signal(Signal::SIGSTOP);
+    // At once if the other one started the agent and so knows its instant by itself; a quarter of a second later if not.
     let late = late(&client, id).await;
-    assert!((0.2..ON_TIME).contains(&late), "{late} s late");
+    assert!((0.0..ON_TIME).contains(&late), "{late} s late");
 }
