@@ -22,11 +22,11 @@ use crate::finish;
 use crate::process;
 use crate::reconcile::{Action, failed, reconcile};
 use crate::replica::{Host, Link, Replica};
-use crate::sql::work::Claim;
+use crate::sql::work::{Claim, Known};
 
 /// How often the list is held against the rows, and the daemon is asked whether it is there.
 const LIST: Duration = Duration::from_secs(5);
-/// How long a container without a row must have been seen before it is an orphan.
+/// How long an agent must have been over, or its container seen without a row, before that is an orphan.
 pub const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 /// How long to leave a daemon alone that did not answer.
 const RECONNECT: Duration = Duration::from_millis(500);
@@ -266,31 +266,35 @@ fn judge_later(replica: &Arc<Replica>, link: &Arc<Link>, row: Claim) {
     });
 }
 
-/// Removes orphans: our name, our labels, an agent that is known and has no live row, seen for a grace. Anything else with our
+/// Removes orphans: our name, our labels, an agent that is known and has no live row, once a grace is over. Anything else with our
 /// label is reported, and ended only when it is older than the longest life that its label allows.
 async fn reap(replica: &Arc<Replica>, link: &Arc<Link>, strays: &[&Listed], orphans: &mut Orphans) -> Result<(), Trouble> {
     let there: HashSet<&str> = strays.iter().map(|stray| stray.id.as_str()).collect();
     orphans.since.retain(|id, _| there.contains(id.as_str()));
     orphans.reported.retain(|id| there.contains(id.as_str()));
-    if strays.is_empty() {
+    if strays.is_empty() || failpoint::broken("no_reaper") {
         return Ok(());
     }
     let now = Instant::now();
     let agents: Vec<Uuid> = strays.iter().filter_map(|stray| stray.agent).collect();
     // Asked after the list, of a database that is certainly ours, or not answered at all.
-    let known: HashMap<Uuid, (bool, bool)> =
-        replica.sql.known(&agents).await?.into_iter().map(|(id, known, live)| (id, (known, live))).collect();
+    let known = replica.sql.known(&agents).await?;
     for stray in strays {
         let Some(agent) = stray.agent else { continue };
-        let Some((known, live)) = known.get(&agent) else { continue };
+        let Some(Known { known, live, over_for }) = known.get(&agent) else { continue };
         if *live && !failpoint::broken("hasty_reaper") {
             orphans.since.remove(&stray.id);
             continue;
         }
         let since = *orphans.since.entry(stray.id.clone()).or_insert(now);
         let ours = stray.of_agent().is_some();
-        // Counted here from when we first saw it: never too early. Without a label, for ever.
-        let allowed = if *known && ours { ORPHAN_GRACE } else { stray.longest_life().unwrap_or(Duration::MAX) };
+        // Counted from the end of its agent, whoever keeps the host meanwhile, else here from when we first saw it: never too early.
+        // Without a label, for ever.
+        let allowed = match over_for {
+            Some(over_for) if ours => ORPHAN_GRACE.saturating_sub(*over_for),
+            _ if *known && ours => ORPHAN_GRACE,
+            _ => stray.longest_life().unwrap_or(Duration::MAX),
+        };
         let hasty = if *live { failpoint::broken("hasty_reaper") } else { !ours && failpoint::broken("foreign_reaper") };
         if now.duration_since(since) < allowed && !hasty {
             if !(*known && ours) && orphans.reported.insert(stray.id.clone()) {

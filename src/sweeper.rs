@@ -343,6 +343,7 @@ async fn step(replica: &Arc<Replica>, link: &Link, mut row: Claim) -> Result<(),
                 return Ok(());
             };
             failpoint::hit("stop.signalling");
+            let at_once = at_once || failpoint::broken("no_grace");
             (row.signalled, row.killed) = (true, at_once);
             if at_once { kill(replica, link, &row, &container).await } else { signal(replica, link, &row, &container).await }
         }

@@ -46,7 +46,7 @@ fn setting<T: std::str::FromStr>(name: &str, otherwise: T) -> T {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ninety_seconds_of_faults_break_no_promise_on_a_real_daemon() {
     let plan = run::plan(1, 90, None);
-    let dir = run::directory(&std::env::temp_dir().join("sundown-chaos"), plan.seed);
+    let dir = run::directory(&run::root(), plan.seed);
     run::run(&plan, &dir).await;
     let report = check::check(&dir);
     run::tell(&dir, &report);
@@ -62,7 +62,6 @@ async fn nothing_is_lost_nothing_runs_twice_and_nothing_outlives_its_deadline() 
     let seed: u64 = setting("SUNDOWN_CHAOS_SEED", 1);
     let minutes: f64 = setting("SUNDOWN_CHAOS_MINUTES", 2.0);
     let sky = (setting("SUNDOWN_CHAOS_DAEMON", "real".to_owned()) == "small").then_some(record::Sky::Rough);
-    let root = std::env::var_os("SUNDOWN_CHAOS_DIR").map_or_else(|| std::env::temp_dir().join("sundown-chaos"), PathBuf::from);
     let mut left = minutes * 60.0;
     let mut number = 0;
     let mut reports = Vec::new();
@@ -72,7 +71,7 @@ async fn nothing_is_lost_nothing_runs_twice_and_nothing_outlives_its_deadline() 
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 600")]
         let plan = run::plan(seed + number, seconds as u64, sky);
         number += 1;
-        let dir = run::directory(&root, plan.seed);
+        let dir = run::directory(&run::root(), plan.seed);
         run::run(&plan, &dir).await;
         let report = check::check(&dir);
         run::tell(&dir, &report);

@@ -2,6 +2,7 @@
 //!
 //! Zero rows are a normal outcome everywhere: the lease was lost, and the work is dropped.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use tokio_postgres::Row;
@@ -73,6 +74,17 @@ pub struct Spec {
     pub start_timeout: Duration,
     /// Between the stop signal and SIGKILL.
     pub grace: Duration,
+}
+
+/// What the database knows of an agent whose container was seen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Known {
+    /// It was submitted, and is not forgotten.
+    pub known: bool,
+    /// It has a live row.
+    pub live: bool,
+    /// How long ago its end was recorded.
+    pub over_for: Option<Duration>,
 }
 
 /// What placing came to.
@@ -330,12 +342,17 @@ impl Sql {
         self.rows(super::ON_HOST, params).await?.iter().map(|row| Ok((claim(row)?, row.try_get("leased")?))).collect()
     }
 
-    /// Of these agents: known, and alive. Empty whenever the database may not be believed.
-    pub async fn known(&self, ids: &[Uuid]) -> Result<Vec<(Uuid, bool, bool)>, Error> {
+    /// What there is of these agents. Empty whenever the database may not be believed.
+    pub async fn known(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, Known>, Error> {
         let installation = self.installation();
         let params: &[Param<'_>] = &[(&ids, Type::UUID_ARRAY), (&installation, Type::UUID)];
         let rows = self.rows(super::KNOWN, params).await?;
-        rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("known")?, row.try_get("live")?))).collect()
+        let known = |row: &Row| {
+            let over_for: Option<f64> = row.try_get("over_for")?;
+            let over_for = over_for.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+            Ok((row.try_get("id")?, Known { known: row.try_get("known")?, live: row.try_get("live")?, over_for }))
+        };
+        rows.iter().map(known).collect()
     }
 
     /// Every host, as JSON.

@@ -4,11 +4,13 @@ use super::record::{Crowd, Plan, Sky};
 use super::{check, run};
 
 async fn all_end_in_time(plan: Plan) {
-    let dir = run::directory(&std::env::temp_dir().join("sundown-chaos"), plan.seed);
+    let dir = run::directory(&run::root(), plan.seed);
     run::run(&plan, &dir).await;
     let report = check::check(&dir);
     run::tell(&dir, &report);
     assert!(report.violations.is_empty(), "promises were broken; the run is in {}", dir.path().display());
+    assert!(report.healthy >= 0.3, "only {:.0} % of the time was healthy", report.healthy * 100.0);
+    assert_eq!(report.judged.0, report.agents, "all were held against their deadlines");
     let expired = report.ends.get("expired ttl_expired").copied();
     assert_eq!(expired, plan.crowd.map(|crowd| crowd.agents), "{:?}", report.ends);
     run::forget(&dir);

@@ -23,6 +23,8 @@ pub enum Daemon {
 pub struct Small {
     pub fake: FakeDocker,
     weather: Weather,
+    /// What goes wrong with every list.
+    always: Option<Fault>,
     bridge: Bridge,
 }
 
@@ -31,8 +33,12 @@ impl Daemon {
         match plan.sky {
             None => Self::Real(Mutex::new(Dockerd::start_on(true).await)),
             Some(sky) => {
-                let small = Small { fake: FakeDocker::start().await, weather: weather(sky, plan.seed), bridge: Bridge::new() };
-                Self::Small(small)
+                let always = match sky {
+                    Sky::EmptyLists => Some(Fault::Empty),
+                    Sky::SlowLists => Some(Fault::Slow(Duration::from_secs(2))),
+                    _ => None,
+                };
+                Self::Small(Small { fake: FakeDocker::start().await, weather: weather(sky, plan.seed), always, bridge: Bridge::new() })
             }
         }
     }
@@ -74,6 +80,9 @@ impl Daemon {
     pub fn begin(&self) {
         if let Self::Small(small) = self {
             small.fake.set_weather(small.weather.clone());
+            if let Some(fault) = &small.always {
+                small.fake.inject(Some(Call::List), None, fault.clone(), usize::MAX);
+            }
         }
     }
 
@@ -159,7 +168,7 @@ impl Small {
 fn weather(sky: Sky, seed: u64) -> Weather {
     let calm = Weather::new(seed).named_by(KEY);
     match sky {
-        Sky::Calm => calm,
+        Sky::Calm | Sky::EmptyLists | Sky::SlowLists => calm,
         // Every kind of it, at rates that let nearly every agent meet some.
         Sky::Rough => calm
             .on(
@@ -183,8 +192,6 @@ fn weather(sky: Sky, seed: u64) -> Weather {
             .vanishing(0.01, Duration::from_secs(5))
             .losing_events(0.2),
         Sky::NoEvents => calm.losing_events(1.0),
-        Sky::EmptyLists => calm.on(&[Call::List], Rates { empty: 0.9, ..Rates::default() }),
-        Sky::HangingKills => calm.on(&[Call::Kill], Rates { hang: 0.1, longest: Duration::from_secs(12), ..Rates::default() }),
-        Sky::SlowLists => calm.on(&[Call::List], Rates { slow: 1.0, latency: Duration::from_secs(2), ..Rates::default() }),
+        Sky::HangingKills => calm.on(&[Call::Kill], Rates { hang: 0.3, longest: Duration::from_secs(12), ..Rates::default() }),
     }
 }

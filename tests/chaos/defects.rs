@@ -4,6 +4,7 @@
 //! On the small daemon, some seconds each. A run is made for the defect: the faults and the sky under which it does its harm. What breaks
 //! only in rare orders of steps is caught by the model (`tests/model.rs`), which takes each of its rules away once.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -36,7 +37,7 @@ fn calm() -> Plan {
 
 /// Agents are ended on request, and a host carries few.
 fn ended_by_hand() -> Plan {
-    Plan { kinds: vec![Kind::Deleted], capacity: 6, rate: 4.0, quiet: 60, ..calm() }
+    Plan { kinds: vec![Kind::Deleted], capacity: 3, rate: 4.0, by_sql: 0.0, quiet: 60, ..calm() }
 }
 
 /// A replica dies as soon as it has made a container.
@@ -51,7 +52,12 @@ fn killed_after_start() -> Plan {
 
 /// A replica stands still before it makes a container, until others have made and removed it.
 fn stopped_before_create() -> Plan {
-    Plan { seconds: 15, still: 9000, kinds: vec![Kind::Exits(0)], ..under(&["stop at"], &["launch.before_create"], &[]) }
+    Plan { seconds: 18, still: 12_000, kinds: vec![Kind::Exits(0)], ..under(&["stop at"], &["launch.before_create"], &[]) }
+}
+
+/// The same, and then nothing goes wrong for as long as an orphan may be there.
+fn orphaned() -> Plan {
+    Plan { quiet: 45, ..stopped_before_create() }
 }
 
 /// A replica dies with its stop signal sent.
@@ -66,22 +72,22 @@ fn wrong_clock() -> Plan {
 
 /// Postgres dies on the spot, again and again.
 fn postgres_dies() -> Plan {
-    Plan { seconds: 10, rate: 30.0, kinds: vec![Kind::Exits(0)], ..under(&[], &[], &["postmaster killed"]) }
+    Plan { seconds: 20, rate: 30.0, kinds: vec![Kind::Exits(0)], ..under(&[], &[], &["postmaster killed"]) }
 }
 
 /// Notifications reach nobody, and nobody comes through a replica.
 fn nobody_hears() -> Plan {
-    Plan { pooled: true, by_sql: 1.0, rate: 3.0, quiet: 25, ..calm() }
+    Plan { pooled: true, by_sql: 1.0, rate: 5.0, quiet: 25, ..calm() }
 }
 
 /// Lists that are empty.
 fn empty_lists() -> Plan {
-    Plan { sky: Some(Sky::EmptyLists), ..calm() }
+    Plan { sky: Some(Sky::EmptyLists), seconds: 12, ..calm() }
 }
 
 /// Lists that are late.
 fn slow_lists() -> Plan {
-    Plan { sky: Some(Sky::SlowLists), ..calm() }
+    Plan { sky: Some(Sky::SlowLists), seconds: 16, ..calm() }
 }
 
 /// No event ever comes.
@@ -103,7 +109,7 @@ async fn tried(plan: Plan, as_it_should_be: impl Fn(&Report) -> bool) {
     run::tell(&dir, &report);
     let defect = plan.defect.as_deref().unwrap_or("no defect");
     assert!(as_it_should_be(&report), "{defect}: {:?}; the run is in {}", report.violations, dir.path().display());
-    assert!(report.agents >= 20, "{defect}: only {} agents", report.agents);
+    assert!(report.agents >= 15, "{defect}: only {} agents", report.agents);
     forget(&dir);
 }
 
@@ -111,7 +117,8 @@ fn forget(dir: &Dir) {
     let _gone = fs::remove_dir_all(dir.path());
 }
 
-/// For each defect a test that it is caught, as a breach of that promise, in a run after that plan.
+/// For each defect a test that it is caught, as a breach of that promise, in a run after that plan; for each plan one that the code as it is
+/// breaks nothing in such a run, for `scripts/chaos --sound`.
 macro_rules! caught {
     ($($plan:ident: $($defect:ident breaks $promise:literal)*;)*) => {
         /// Name, plan, promise.
@@ -126,15 +133,26 @@ macro_rules! caught {
                 }
             )*)*
         }
+
+        mod sound {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                #[ignore = "takes minutes: for scripts/chaos"]
+                async fn $plan() {
+                    super::tried(super::$plan(), |report| report.violations.is_empty()).await;
+                }
+            )*
+        }
     };
 }
 
 caught! {
-    calm: end_before_death breaks "S12" timer_in_memory breaks "S7" no_key breaks "S2" foreign_reaper breaks "S9";
+    calm: end_before_death breaks "S12" timer_in_memory breaks "S7" no_grace breaks "S7" no_key breaks "S2" foreign_reaper breaks "S9";
     ended_by_hand: delete_unwritten breaks "S13" no_capacity breaks "S17";
     killed_after_create: no_adoption breaks "S11" lease_for_ever breaks "L6" blind_rescue breaks "S11";
     killed_after_start: no_look breaks "S6";
     stopped_before_create: record_after_start breaks "S6";
+    orphaned: no_reaper breaks "L5";
     killed_after_signal: signal_before_intent breaks "S11";
     wrong_clock: local_clock breaks "S7";
     postgres_dies: unflushed breaks "S1";
@@ -145,33 +163,32 @@ caught! {
     hanging_kills: one_lane breaks "L3";
 }
 
-/// The same plans with the code as it is. Most of them are parts of a run in which everything goes wrong.
-mod sound_code_passes {
-    use super::{Sky, ended_by_hand, nobody_hears, run, tried};
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn where_a_host_carries_few() {
-        tried(ended_by_hand(), |report| report.violations.is_empty()).await;
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn where_nobody_hears() {
-        tried(nobody_hears(), |report| report.violations.is_empty()).await;
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn where_everything_goes_wrong() {
-        tried(run::plan(3, 60, Some(Sky::Rough)), |report| report.violations.is_empty()).await;
-    }
+/// Code that is not broken, where most of what the plans bring goes wrong at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sound_code_passes_where_everything_goes_wrong() {
+    tried(run::plan(3, 60, Some(Sky::Rough)), |report| report.violations.is_empty()).await;
 }
 
-/// Each defect of the code and of the model stands in the documentation, with what caught it.
+/// Each defect stands in the documentation, with what caught it; and each that the code can be told to have is caught.
 #[test]
 fn every_defect_stands_in_the_table() {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guarantees.md")).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/guarantees.md")).unwrap();
+    let row = |defect: &str| page.lines().find(|line| line.starts_with(&format!("| `{defect}`"))).map(str::to_owned);
     for (defect, plan, promise) in DEFECTS {
-        let row = page.lines().find(|line| line.starts_with(&format!("| `{defect}`")));
-        let row = row.unwrap_or_else(|| panic!("{defect} is missing"));
-        assert!(row.contains(&format!("`{plan}`")) && row.contains(promise), "{row} should say {plan} and {promise}");
+        let row = row(defect).unwrap_or_else(|| panic!("{defect} is missing"));
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        assert_eq!(cells[3..5], [format!("`{plan}`").as_str(), promise], "{defect}");
     }
+    let mut sources = vec![root.join("src")];
+    let mut broken = BTreeSet::new();
+    while let Some(path) = sources.pop() {
+        if path.is_dir() {
+            sources.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        } else {
+            let text = fs::read_to_string(path).unwrap();
+            broken.extend(text.split("broken(\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()));
+        }
+    }
+    assert_eq!(broken, DEFECTS.iter().map(|(defect, ..)| (*defect).to_owned()).collect());
 }

@@ -58,6 +58,9 @@ impl Fleet {
             let namespace = format!("{name}-{number}");
             let address = format!("{network}.{}", 10 + number);
             let veth = format!("{name}r{number}");
+            // What a run left that was killed.
+            let _there = Command::new("ip").args(["netns", "delete", &namespace]).output();
+            let _there = Command::new("ip").args(["link", "delete", &veth]).output();
             ip(&["netns", "add", &namespace]);
             ip(&["link", "add", &veth, "type", "veth", "peer", "name", "eth0", "netns", &namespace]);
             ip(&["link", "set", &veth, "master", bridge, "up"]);

@@ -170,6 +170,7 @@ impl Nemesis {
         deed.what = format!("replica {n}");
         if !deed.fired {
             // It must not happen later, unwatched.
+            deed.struck = Some(now());
             world.fleet.lock().await.end(n, Signal::SIGKILL).await;
         } else {
             self.held(n, now()).await;
@@ -298,14 +299,18 @@ impl Nemesis {
     /// A replica that may open hardly anything.
     async fn few_files(&self, n: usize, long: Duration, deed: &mut Deed) {
         let Some(pid) = self.world.fleet.lock().await.pid(n) else { return };
-        let pid = pid.to_string();
+        // The soft limit only: what it may have is given back.
         let limit = async |limit: &str| {
-            let _ended = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}")]).status().await;
+            let set = Command::new("prlimit").args(["--pid", &pid.to_string(), &format!("--nofile={limit}:")]).status().await;
+            set.is_ok_and(|status| status.success())
         };
-        limit("24:1024").await;
+        deed.fired = limit("24").await;
+        deed.struck = Some(now());
         sleep(long).await;
-        limit("1024:1024").await;
-        deed.fired = true;
+        // Unless it has ended meanwhile, and its number may be another's.
+        if self.world.fleet.lock().await.pid(n) == Some(pid) {
+            limit("1024").await;
+        }
         deed.what = format!("replica {n}, 24 files");
     }
 
@@ -317,15 +322,17 @@ impl Nemesis {
         deed.what = format!("{long:?}");
         match fault {
             "backend killed" => {
+                deed.fired = false;
                 for _ in 0..3 {
-                    self.terminate("true order by random() limit 1").await;
+                    deed.fired |= self.terminate("true order by random() limit 1").await > 0;
                     sleep(Duration::from_millis(700)).await;
                 }
             }
-            "every backend killed" => self.terminate("true").await,
+            "every backend killed" => deed.fired = self.terminate("true").await > 0,
             "listener killed" => {
+                deed.fired = false;
                 for _ in 0..3 {
-                    self.terminate("query ilike 'listen%'").await;
+                    deed.fired |= self.terminate("query ilike 'listen%'").await > 0;
                     sleep(Duration::from_millis(700)).await;
                 }
             }
@@ -363,6 +370,7 @@ impl Nemesis {
                 while let Some(client) = cluster.try_client("postgres").await {
                     crowd.push(client);
                 }
+                deed.fired = crowd.len() > 10;
                 deed.what = format!("{} connections, {long:?}", crowd.len());
                 sleep(long).await;
             }
@@ -391,13 +399,14 @@ impl Nemesis {
         }
     }
 
-    async fn terminate(&self, which: &str) {
+    /// Answers how many there were.
+    async fn terminate(&self, which: &str) -> i64 {
         let client = self.world.cluster.client().await;
         let query = format!(
-            "select pg_terminate_backend(pid) from (select pid from pg_stat_activity
+            "select count(pg_terminate_backend(pid)) from (select pid from pg_stat_activity
               where datname = 'sundown' and backend_type = 'client backend' and {which}) p"
         );
-        let _gone = client.batch_execute(&query).await;
+        client.query_one(&query, &[]).await.map_or(0, |row| row.get(0))
     }
 
     /// Changes a setting of the server, which sessions take over, and takes it back.

@@ -178,12 +178,13 @@ impl Watch {
         let groups: Vec<String> = names(&self.groups).collect();
         for container in groups {
             let Some(agent) = self.agent(&container) else { continue };
+            let looked = now();
             let procs = fs::read_to_string(self.groups.join(&container).join("cgroup.procs")).unwrap_or_default();
             if procs.lines().any(lives) {
                 if !self.living.contains_key(&container) {
-                    beat(Sign::Alive, now(), &container, agent);
+                    beat(Sign::Alive, looked, &container, agent);
                 }
-                self.living.insert(container.clone(), now());
+                self.living.insert(container.clone(), looked);
                 alive.insert(container);
             }
         }
@@ -232,7 +233,7 @@ pub fn first_process(container: &str) -> Option<(i32, u64)> {
     })
 }
 
-/// Asks the parts whether they answer, until it is dropped. `socket` is the daemon's.
+/// Asks the parts whether they answer, until it is dropped.
 pub async fn probe(cluster: Arc<Cluster>, docker: bollard::Docker, replicas: Vec<String>, dir: Dir) {
     let journal = dir.journal("probes.jsonl");
     let mut ticks = interval(PROBE);

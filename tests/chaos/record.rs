@@ -175,7 +175,7 @@ pub struct Event {
 pub struct Row {
     pub id: Uuid,
     pub kind: Kind,
-    /// `pending`, `running`, `terminating` if it has not ended.
+    /// `pending`, `running`, `terminating` if it has not ended; `lost` if nothing says how it is.
     pub state: String,
     pub reason: Option<String>,
     pub exit_code: Option<i32>,
@@ -210,11 +210,11 @@ pub enum Sky {
     Rough,
     /// No event ever comes.
     NoEvents,
-    /// Nearly all lists are empty.
+    /// Every list is empty.
     EmptyLists,
-    /// Lists take their time.
+    /// Every list is made late.
     SlowLists,
-    /// Some calls to a container that is to be killed hang.
+    /// Many kills hang.
     HangingKills,
 }
 
@@ -276,6 +276,8 @@ pub struct Course {
     pub after: Vec<Decoy>,
     /// Slots that hosts say are used.
     pub slots: i64,
+    /// Containers that have the name of an agent, one decoy among them.
+    pub left: usize,
 }
 
 /// A file that lines are appended to, from any task.

@@ -85,7 +85,7 @@ async fn agents(world: &World, state: &str) -> i64 {
 async fn after_each_of_five_faults_the_rate_is_what_it_was_and_nobody_is_lost() {
     let faults = ["postgres restart", "backends killed", "connections exhausted", "replica crash", "replicas killed, repeatedly"];
     let plan = Plan { capacity: 200, pooled: false, ..run::plan(1, 1, Some(Sky::Calm)) };
-    let dir = run::directory(&std::env::temp_dir().join("sundown-chaos"), plan.seed);
+    let dir = run::directory(&run::root(), plan.seed);
     let world: Arc<World> = World::new(&dir, 3, &plan).await;
     let mut expected = 0;
     println!("{:<30} {:>10} {:>10} {:>7}", "lives per second", "before", "after", "ratio");

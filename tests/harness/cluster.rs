@@ -195,6 +195,7 @@ impl Cluster {
 
     /// kill -9 of the whole server.
     pub async fn kill(&self) {
+        self.signal_all(Signal::SIGSTOP);
         let all = self.processes();
         for pid in &all {
             let _gone = kill(*pid, Signal::SIGKILL);
@@ -224,9 +225,12 @@ impl Cluster {
         self.postmaster().map(family).unwrap_or_default()
     }
 
-    /// To all of them, the parent first, so that no child is born meanwhile.
+    /// To all of them. The parent stands still while they are counted, so that none is born meanwhile.
     pub fn signal_all(&self, signal: Signal) {
-        for pid in self.processes() {
+        if let Some(parent) = self.postmaster() {
+            let _ended_before = kill(parent, Signal::SIGSTOP);
+        }
+        for pid in self.processes().into_iter().rev() {
             let _ended_before = kill(pid, signal);
         }
     }

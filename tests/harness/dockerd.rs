@@ -71,6 +71,8 @@ impl Dockerd {
         let dir = self.dir().to_owned();
         let log = File::options().append(true).create(true).open(dir.join("log")).unwrap();
         let mut command = Command::new("dockerd");
+        // Where the groups of its containers are named by their ids, whoever else keeps groups on this machine.
+        command.args(["--exec-opt", "native.cgroupdriver=cgroupfs"]);
         command.arg("--live-restore").arg("--host").arg(self.endpoint()).args(["--bridge", &self.bridge.name, "--iptables=false"]);
         if self.on_network {
             // Said outright, for it waits before it believes that nobody wants TLS.
@@ -95,7 +97,7 @@ impl Dockerd {
         tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap();
         if signal == Signal::SIGKILL {
             // Its containerd is orphaned by now. The next daemon would take it, or its zombie, for its own.
-            end_by_pid_file(&self.dir().join("run/containerd/containerd.pid"));
+            end_by_pid_file(&self.dir().join("run/containerd/containerd.pid"), self.dir());
         }
     }
 
@@ -136,10 +138,11 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Ends the process that a file names, and removes the file.
-fn end_by_pid_file(path: &Path) {
-    if let Some(pid) = fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()) {
-        end_and_wait(Pid::from_raw(pid));
+/// Ends the process that a file names, if it is one of this directory's by now, and removes the file.
+fn end_by_pid_file(path: &Path, dir: &Path) {
+    let pid = fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).map(Pid::from_raw);
+    if let Some(pid) = pid.filter(|pid| processes_of(dir).contains(pid)) {
+        end_and_wait(pid);
     }
     let _gone = fs::remove_file(path);
 }
@@ -168,6 +171,10 @@ fn processes_of(dir: &Path) -> Vec<Pid> {
 
 impl Drop for Dockerd {
     fn drop(&mut self) {
+        // A test may have ended while one of them stood still.
+        for pid in processes_of(self.dir()) {
+            let _ended = kill(pid, Signal::SIGCONT);
+        }
         if let Some(mut child) = self.child.take() {
             // A test that failed leaves containers, which live-restore would keep.
             let left = self.try_docker(&["ps", "-aq"]);

@@ -1,22 +1,25 @@
 //! A bridge of a test's own, for daemons and replicas in network namespaces. It goes with the test.
 
+use std::net::UdpSocket;
 use std::process::Command;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 /// The bridge, and our address on it.
 pub struct Bridge {
     pub name: String,
     pub address: String,
+    /// Holds the network for us among all tests of this machine, until we end, however.
+    _ours: UdpSocket,
 }
 
 impl Bridge {
     /// Up, with an address. Root only.
     pub fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "a network of its own needs root: run scripts/test");
-        static NUMBER: AtomicU8 = AtomicU8::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let pid = std::process::id();
-        let bridge = Self { name: format!("sdf{}n{number}", pid % 1_000_000), address: format!("10.{}.{}.1", 200 + number, pid % 256) };
+        let free = (0..=255u8).find_map(|number| Some((number, UdpSocket::bind(("127.0.0.1", 47_000 + u16::from(number))).ok()?)));
+        let (number, ours) = free.expect("one of 256 networks is free");
+        let bridge = Self { name: format!("sundown{number}"), address: format!("10.214.{number}.1"), _ours: ours };
+        // What a test left that was killed.
+        let _there = Command::new("ip").args(["link", "delete", &bridge.name]).output();
         ip(&["link", "add", "name", &bridge.name, "type", "bridge"]);
         ip(&["address", "add", &format!("{}/24", bridge.address), "dev", &bridge.name]);
         ip(&["link", "set", &bridge.name, "up"]);
