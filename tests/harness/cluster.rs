@@ -159,16 +159,13 @@ impl Cluster {
 
     /// Runs a program of the server's, as its user, and waits for it.
     async fn tool(&self, program: &str, args: &[&str]) {
-        let status = self.command(program, args);
-        let (name, status) = (
-            program.to_owned(),
-            tokio::task::spawn_blocking(move || {
-                let mut status = status;
-                status.status()
-            }),
-        );
-        let status = status.await.unwrap().unwrap();
-        assert!(status.success(), "{name} {args:?}: {status}; {}", self.log());
+        assert!(self.tried(program, args).await, "{program} {args:?} failed; {}", self.log());
+    }
+
+    /// Runs it; answers whether it succeeded.
+    async fn tried(&self, program: &str, args: &[&str]) -> bool {
+        let mut command = self.command(program, args);
+        tokio::task::spawn_blocking(move || command.status()).await.unwrap().unwrap().success()
     }
 
     fn command(&self, program: &str, args: &[&str]) -> Command {
@@ -188,9 +185,11 @@ impl Cluster {
         self.tool("pg_ctl", &["start", "-s", "-w", "-t", "60", "-l", &log.display().to_string()]).await;
     }
 
-    /// `fast` or `immediate`.
+    /// `fast` or `immediate`; one that does not heed it is killed: told to stop in the midst of a recovery, a server was seen to hang.
     pub async fn down(&self, mode: &str) {
-        self.tool("pg_ctl", &["stop", "-s", "-w", "-t", "60", "-m", mode]).await;
+        if !self.tried("pg_ctl", &["stop", "-s", "-w", "-t", "30", "-m", mode]).await {
+            self.kill().await;
+        }
     }
 
     /// kill -9 of the whole server.
