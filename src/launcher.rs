@@ -189,7 +189,12 @@ async fn start(mut lane: Lane<'_>, mut row: Claim, spec: Option<Spec>) -> Result
         let _sent = link.docker.start(container).await;
     }
     loop {
-        let step = match reconcile(&row, &seen) {
+        let action = reconcile(&row, &seen);
+        if matches!(action, Action::Start(_)) {
+            // Before the check of the lease, after which nothing is between us and the call.
+            failpoint::hit("launch.before_start");
+        }
+        let step = match action {
             Action::Record(_) if failpoint::broken("no_adoption") => {
                 drop(lane);
                 return fail(replica, link, &row, "name_conflict", None).await;
@@ -291,7 +296,6 @@ async fn record(replica: &Replica, row: &Claim, container: String) -> Result<Ste
 }
 
 async fn launch(link: &Link, container: &str) -> Step {
-    failpoint::hit("launch.before_start");
     let started = link.answered(link.docker.start(container)).await;
     failpoint::hit("launch.started");
     match started {

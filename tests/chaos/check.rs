@@ -22,7 +22,7 @@ const PARALYSIS: [&str; 5] = ["table locked", "statement timeouts", "containerd 
 const OF_MEMORY: [&str; 4] = ["dockerd killed", "dockerd restart", "containerd silent", "shim killed"];
 /// Faults that a start may fail from.
 const OF_STARTS: [&str; 3] = ["dockerd killed", "dockerd restart", "shim killed"];
-/// Between two faults of the daemon a start may take so long: after that it has failed by right. Healthy milliseconds.
+/// How long a start may take, in milliseconds.
 const START_TIMEOUT: Millis = 60_000;
 /// Faults that lay hands on containers, so that they may end in other ways.
 const HANDS: [&str; 7] = ["removed by hand", "killed by hand", "started by hand", "shim killed", "paused by hand", "frozen", "vanished"];
@@ -158,7 +158,7 @@ pub fn check(dir: &Dir) -> Report {
             Sign::Born => life.born.push((beat.at, beat.container.clone())),
             Sign::Alive => life.last_alive = life.last_alive.max(Some(beat.at)),
             Sign::Dead => life.dead = life.dead.max(Some(beat.at)),
-            Sign::Kept => life.kept = true,
+            Sign::Kept => (life.kept, life.forgotten) = (true, None),
             Sign::Forgotten => life.forgotten = Some(beat.at),
         }
     }
@@ -439,7 +439,8 @@ impl Judge<'_> {
         let until = row.finished_at.unwrap_or(self.course.ended);
         let sick = |of: &[&str]| self.faults.iter().any(|f| of.contains(&f.fault.as_str()) && f.began <= until && f.ended >= submitted);
         let (forgetful, failing) = (sick(&OF_MEMORY), sick(&OF_STARTS));
-        let slow = self.health.between(submitted, until) < START_TIMEOUT || failing;
+        // It took as long as it may, and not for want of trying.
+        let slow = until - submitted >= START_TIMEOUT && (self.health.between(submitted, until) < START_TIMEOUT || failing);
         let honest = match (row.state.as_str(), row.reason.as_deref(), row.kind) {
             ("succeeded", Some("exited"), Kind::Exits(0)) => row.exit_code == Some(0),
             ("failed", Some("exited"), Kind::Exits(code)) if code != 0 && row.exit_code == Some(code) => true,

@@ -40,7 +40,7 @@ pub fn plan(seed: u64, seconds: u64, sky: Option<Sky>) -> Plan {
     let points = POINTS.map(str::to_owned).to_vec();
     // The real daemon starts a few containers in a second; the small one is held up by nothing but the machine, and by unoptimised code.
     let (rate, daemon_rate) = if cfg!(debug_assertions) { (30.0, 60) } else { (90.0, 180) };
-    let (rate, at_once, capacity, daemon_rate) = if sky.is_none() { (1.6, 24, 40, 8) } else { (rate, 400, 600, daemon_rate) };
+    let (rate, at_once, capacity, daemon_rate) = if sky.is_none() { (2.4, 48, 60, 8) } else { (rate, 400, 600, daemon_rate) };
     let (kinds, by_sql, lease, still, calm, quiet, defect) = (Vec::new(), 0.1, 3000, 4000, 5, 150, None);
     Plan {
         seed,

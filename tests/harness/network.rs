@@ -1,6 +1,7 @@
 //! A bridge of a test's own, for daemons and replicas in network namespaces. It goes with the test.
 
 use std::net::UdpSocket;
+use std::path::Path;
 use std::process::Command;
 
 /// The bridge, and our address on it.
@@ -15,11 +16,13 @@ impl Bridge {
     /// Up, with an address. Root only.
     pub fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "a network of its own needs root: run scripts/test");
-        let free = (0..=255u8).find_map(|number| Some((number, UdpSocket::bind(("127.0.0.1", 47_000 + u16::from(number))).ok()?)));
+        let free = (0..=255u8).find_map(|number| {
+            let ours = UdpSocket::bind(("127.0.0.1", 47_000 + u16::from(number))).ok()?;
+            // What a test left that was killed may still have servers on it.
+            (!Path::new(&format!("/sys/class/net/sundown{number}")).exists()).then_some((number, ours))
+        });
         let (number, ours) = free.expect("one of 256 networks is free");
         let bridge = Self { name: format!("sundown{number}"), address: format!("10.214.{number}.1"), _ours: ours };
-        // What a test left that was killed.
-        let _there = Command::new("ip").args(["link", "delete", &bridge.name]).output();
         ip(&["link", "add", "name", &bridge.name, "type", "bridge"]);
         ip(&["address", "add", &format!("{}/24", bridge.address), "dev", &bridge.name]);
         ip(&["link", "set", &bridge.name, "up"]);
