@@ -391,7 +391,8 @@ async fn an_acknowledged_submit_is_never_lost() {
         assert_eq!(watch.starts(id), 1);
     }
     // Some were submitted, and their clients never heard of it.
-    until("nobody is left", async || db.count("select count(*) from sundown.agent_live").await == 0).await;
+    let nobody = async || (db.count("select count(*) from sundown.agent_live").await == 0).then_some(());
+    harness::eventually("nobody is left", Duration::from_secs(60), nobody).await;
     docker::leave_nothing(&client).await;
 }
 
