@@ -2,7 +2,7 @@
 //! nothing is lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
@@ -63,9 +63,9 @@ impl World {
 
     /// Posts at both replicas until it is asked to stop.
     fn submits(&self) -> Submitting {
-        let enough = Arc::new(AtomicBool::new(false));
+        let (enough, told) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let posting = std::array::from_fn(|which| {
-            let (replicas, enough) = (Arc::clone(&self.replicas), Arc::clone(&enough));
+            let (replicas, enough, told) = (Arc::clone(&self.replicas), Arc::clone(&enough), Arc::clone(&told));
             tokio::spawn(async move {
                 let mut acknowledged = Vec::new();
                 while !enough.load(Ordering::Relaxed) {
@@ -73,6 +73,7 @@ impl World {
                     let answer = replicas[which].http("POST", "/agents", POST).await;
                     if answer.status == 201 {
                         acknowledged.push(Uuid::parse_str(answer.json()["id"].as_str().unwrap()).unwrap());
+                        told.fetch_add(1, Ordering::Relaxed);
                     } else {
                         refused(&answer, start.elapsed());
                     }
@@ -81,7 +82,7 @@ impl World {
                 acknowledged
             })
         });
-        Submitting { enough, posting }
+        Submitting { enough, told, posting }
     }
 
     /// Each of these ran once and was removed, and nothing is held for anybody.
@@ -105,6 +106,8 @@ fn refused(answer: &Answer, took: Duration) {
 
 struct Submitting {
     enough: Arc<AtomicBool>,
+    /// How many were acknowledged so far.
+    told: Arc<AtomicUsize>,
     posting: [JoinHandle<Vec<Uuid>>; 2],
 }
 
@@ -130,10 +133,10 @@ async fn survives(world: &World, fault: impl AsyncFnOnce(&World)) {
     until_all(&client, &all, "running").await;
     due_together(&client, &due, 1.5).await;
     let submitting = world.submits();
+    until("some are acknowledged", async || submitting.told.load(Ordering::Relaxed) >= 2).await;
     fault(world).await;
     let client = world.back().await;
     let acknowledged = submitting.acknowledged().await;
-    assert!(!acknowledged.is_empty(), "nothing was submitted: that proves nothing");
     each_expired_once(&client, &due).await;
     assert_eq!(outcome(&client, exits).await, end("failed", "exited", Some(4)));
     for id in &acknowledged {
