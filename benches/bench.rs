@@ -112,8 +112,8 @@ async fn main() -> ExitCode {
             }
             Err(_said_already) => failed.push(group),
         }
+        machine.look_again().await;
     }
-    machine.look_again().await;
     let took = began.elapsed().as_secs();
     println!("\n{}\n{}; measured in {took} s", row::table(&rows), machine.noise());
     let rows: Vec<_> = rows.iter().map(Row::json).collect();

@@ -35,10 +35,9 @@ pub struct Machine {
     commit: String,
     /// Of the last 1, 5 and 15 minutes; building for this very run is part of it.
     load: String,
-    busy_before: f64,
-    busy_after: f64,
-    before: Ticks,
-    stolen: f64,
+    /// How busy the cores were with nothing of ours running, in percent: before, and after each group of rows.
+    busy: Vec<f64>,
+    began: Ticks,
 }
 
 /// What the cores have done since boot, in ticks.
@@ -66,12 +65,11 @@ impl Ticks {
     }
 }
 
-/// How busy the cores are with nothing of ours running.
 async fn busy() -> f64 {
-    // Until what this process did before is over.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Until what was left to do of ours is done.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     let before = Ticks::now();
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     before.since().0
 }
 
@@ -106,31 +104,32 @@ impl Machine {
             at,
             commit: std::env::var("SUNDOWN_BENCH_COMMIT").unwrap_or_default(),
             load: fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').take(3).collect::<Vec<_>>().join(" "),
-            busy_before: busy().await,
-            busy_after: 0.0,
-            before: Ticks::now(),
-            stolen: 0.0,
+            busy: vec![busy().await],
+            began: Ticks::now(),
         }
     }
 
-    /// As it is when everything has been measured.
+    /// Whether somebody else is at work on it, with nothing of ours running.
     pub async fn look_again(&mut self) {
-        self.stolen = self.before.since().1;
-        self.busy_after = busy().await;
+        self.busy.push(busy().await);
+    }
+
+    fn stolen(&self) -> f64 {
+        self.began.since().1
     }
 
     fn noisy(&self) -> bool {
-        self.busy_before.max(self.busy_after) > BUSY || self.stolen > STOLEN
+        self.busy.iter().any(|busy| *busy > BUSY) || self.stolen() > STOLEN
     }
 
     /// Whether figures of this run are to be trusted.
     pub fn noise(&self) -> String {
+        let busy: Vec<String> = self.busy.iter().map(|busy| format!("{busy:.0}")).collect();
         format!(
-            "{}: others used {:.0} % of all cores before and {:.0} % after, and {:.1} % was stolen meanwhile",
+            "{}: others used {} % of all cores, before and after each group; {:.1} % was stolen meanwhile",
             if self.noisy() { "NOISY, so take no figure from this run" } else { "quiet" },
-            self.busy_before,
-            self.busy_after,
-            self.stolen
+            busy.join(", "),
+            self.stolen()
         )
     }
 
@@ -138,8 +137,8 @@ impl Machine {
         json!({
             "cores": self.cores, "processor": self.processor, "memory_mib": self.memory_mib, "kernel": self.kernel, "docker": self.docker,
             "postgres": self.settings.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect::<serde_json::Map<_, _>>(),
-            "at": self.at, "commit": self.commit, "load_before": self.load, "busy_before_percent": self.busy_before,
-            "busy_after_percent": self.busy_after, "stolen_percent": self.stolen, "noisy": self.noisy(),
+            "at": self.at, "commit": self.commit, "load_before": self.load, "busy_percent": self.busy,
+            "stolen_percent": self.stolen(), "noisy": self.noisy(),
         })
     }
 }
@@ -150,6 +149,6 @@ impl fmt::Display for Machine {
         writeln!(f, "{} cores, {}, {} MiB, Linux {}", self.cores, self.processor, self.memory_mib, self.kernel)?;
         writeln!(f, "Postgres: {}", settings.join(" "))?;
         writeln!(f, "Docker: {}", self.docker.as_deref().unwrap_or("none, so its rows are left out"))?;
-        write!(f, "{} UTC, {}; load before {}; others used {:.0} % of all cores", self.at, self.commit, self.load, self.busy_before)
+        write!(f, "{} UTC, {}; load before {}; others used {:.0} % of all cores", self.at, self.commit, self.load, self.busy[0])
     }
 }
