@@ -54,7 +54,7 @@ use row::Row;
 /// Measures Sundown beside its yardsticks. Run it by scripts/bench.
 #[derive(Parser)]
 struct Args {
-    /// A few minutes instead of a quarter of an hour: fewer and shorter rounds.
+    /// Fewer and shorter rounds: a few minutes in all.
     #[arg(long)]
     quick: bool,
     /// Where to write the rows as JSON, too.
