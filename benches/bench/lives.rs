@@ -28,7 +28,7 @@ pub async fn rows(scale: Scale) -> Vec<Row> {
 async fn expiries(scale: Scale) -> Row {
     let world = World::new(1, &SETTINGS).await;
     let script = Script::new();
-    let (count, url) = (scale.pick(1000, 4000), world.db.url());
+    let (count, url) = (scale.pick(1000, 2000), world.db.url());
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..scale.pick(3, 5) {
         let ids = world.run(count, "busybox").await;
@@ -37,7 +37,7 @@ async fn expiries(scale: Scale) -> Row {
         let span = "select extract(epoch from max(finished_at) - min(decided_at))::float8 from sundown.agent_outcome where id = any ($1)";
         let span: f64 = world.client.query_one(span, &[&ids]).await.unwrap().get(0);
         ours.push(count as f64 / span);
-        let theirs_count = scale.pick(4000, 20_000);
+        let theirs_count = scale.pick(4000, 10_000);
         world.crowd(theirs_count, 0.0).await;
         let run = run(&url, &script.0, SWEEPERS, Length::Transactions(theirs_count / BATCH / SWEEPERS), &[]).await;
         theirs.push(run.rate * BATCH as f64);
@@ -89,7 +89,7 @@ impl Drop for Script {
 /// From POST to outcome, each of them by its own deadline.
 async fn whole(scale: Scale) -> Row {
     let world = World::new(1, &SETTINGS).await;
-    let (clients, each) = (8, scale.pick(125, 1000));
+    let (clients, each) = (8, scale.pick(125, 400));
     let (mut costs, mut rates) = (Vec::new(), Vec::new());
     for _ in 0..scale.pick(3, 5) {
         let (began, before) = (Instant::now(), process::cpu(world.replicas[0].pid()));
