@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The ground that scripts/demo and scripts/test stand on: installed programs, a private Postgres, a Docker daemon, an
+# The ground that the other scripts stand on: installed programs, a private Postgres, a Docker daemon, an
 # image made from a static busybox. Sourced, never run.
 #
 # Everything that is made is made under $WORK or recorded in a variable of the block below, and tear_down ends exactly
@@ -169,6 +169,7 @@ free_port() {
 # ---------------------------------------------------------------------------------------------------------------------
 # Postgres
 
+# start_postgres [ARGUMENTS...]: of postgres, beside ours.
 start_postgres() {
     local bin dir=$WORK/postgres user=()
     bin=$(postgres_bin)
@@ -188,7 +189,7 @@ start_postgres() {
     PG_PORT=$(free_port)
     # Durable, as in production: what the demo shows and the tests prove must not rest on a faster disk than yours.
     spawn "$WORK/postgres.log" "${user[@]}" "$bin/postgres" -D "$dir/data" -p "$PG_PORT" -k "$dir" \
-        -c listen_addresses=127.0.0.1 -c fsync=on -c max_connections=400 -c shared_buffers=128MB
+        -c listen_addresses=127.0.0.1 -c fsync=on -c max_connections=400 -c shared_buffers=128MB "$@"
     PG_PID=$!
     if ! eventually 30 postgres_answers; then
         tail -n 20 "$WORK/postgres.log" >&2

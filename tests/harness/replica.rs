@@ -30,9 +30,10 @@ impl Answer {
     }
 }
 
-/// The binary under test with nothing of our own environment that could configure it.
+/// The binary under test (as built for the tests, or the one that `SUNDOWN_TEST_BINARY` names) with nothing of our own environment that
+/// could configure it.
 pub fn sundown() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sundown"));
+    let mut command = Command::new(std::env::var_os("SUNDOWN_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_sundown").into()));
     for (name, _) in std::env::vars() {
         if (name.starts_with("SUNDOWN_") && name != "SUNDOWN_LOG") || name == "DATABASE_URL" || name == "FAILPOINTS" {
             command.env_remove(name);

@@ -1,0 +1,54 @@
+//! A process, as the kernel tells it: what it costs, and when it dies.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
+use rustix::process::{PidfdFlags, pidfd_open};
+use tokio::time::Instant;
+
+/// How long none of them may die, in milliseconds.
+const PATIENCE: u16 = 60_000;
+
+/// The time that it has spent on cores, to the nanosecond.
+pub fn cpu(pid: i32) -> Duration {
+    clock_gettime(clock_getcpuclockid(Pid::from_raw(pid)).unwrap()).unwrap().into()
+}
+
+/// Its resident memory, in megabytes.
+pub fn resident(pid: i32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+    kib.unwrap() * 1024.0 / 1e6
+}
+
+/// Processes that are going to die, each held so that its number cannot become another's.
+pub struct Mortals(Vec<OwnedFd>);
+
+impl Mortals {
+    pub fn of(pids: &[i32]) -> Self {
+        let held = pids.iter().map(|pid| pidfd_open(rustix::process::Pid::from_raw(*pid).unwrap(), PidfdFlags::empty()).unwrap());
+        Self(held.collect())
+    }
+
+    /// When each of them is dead, in their order. On a thread of its own, which does nothing else.
+    pub async fn deaths(self) -> Vec<Instant> {
+        tokio::task::spawn_blocking(move || self.watch()).await.unwrap()
+    }
+
+    fn watch(self) -> Vec<Instant> {
+        let mut deaths = vec![None; self.0.len()];
+        while deaths.contains(&None) {
+            let living: Vec<usize> = (0..deaths.len()).filter(|place| deaths[*place].is_none()).collect();
+            let mut polled: Vec<PollFd<'_>> = living.iter().map(|place| PollFd::new(self.0[*place].as_fd(), PollFlags::POLLIN)).collect();
+            assert!(poll(&mut polled, PATIENCE).unwrap() > 0, "some do not die");
+            let now = Instant::now();
+            for (place, polled) in living.into_iter().zip(&polled) {
+                deaths[place] = polled.any().unwrap_or(false).then_some(now);
+            }
+        }
+        deaths.into_iter().flatten().collect()
+    }
+}
