@@ -147,7 +147,7 @@ impl Sweeper {
         for row in claimed {
             take(&self.replica, row, asked);
         }
-        self.look_ahead(&hosts, low, count, full).await
+        self.look_ahead(&hosts, low, count, full, asked).await
     }
 
     /// Says that we are here, and learns when we are needed.
@@ -220,7 +220,14 @@ impl Sweeper {
     }
 
     /// After a claim: when is each of these hosts needed next?
-    async fn look_ahead(&mut self, hosts: &[(i32, f64)], low: Option<SystemTime>, claimed: usize, full: bool) -> Result<(), Error> {
+    async fn look_ahead(
+        &mut self,
+        hosts: &[(i32, f64)],
+        low: Option<SystemTime>,
+        claimed: usize,
+        full: bool,
+        asked: Instant,
+    ) -> Result<(), Error> {
         if claimed >= BATCH {
             // There is more: come back at once.
             if full {
@@ -240,8 +247,10 @@ impl Sweeper {
         for host in ids {
             let due_in = next.iter().find(|(id, _)| *id == host).map(|(_, due)| *due);
             self.learn(host, due_in, now);
-            if due_in.is_some_and(|due| due <= -lagging.get(&host).copied().unwrap_or(0.0)) {
-                // Due, and we did not get it: its row is in other hands.
+            // What has come due since the claim was asked for is ours to claim at once.
+            let since = lagging.get(&host).copied().unwrap_or(0.0) + asked.elapsed().as_secs_f64();
+            if due_in.is_some_and(|due| due <= -since) {
+                // Due then, and we did not get it: its row is in other hands.
                 locked = true;
                 self.due.insert(host, now + self.locked_pause);
             }
