@@ -1,6 +1,7 @@
--- Asks for the end of an agent. $1 id, $2 actor. Locks its row. Returns the state after and, with it, the record.
--- Waits for its row no longer than half a second, so that a row that somebody holds does not take every connection of the API: the
--- limit is looked at when a wait begins, and only what the function does waits. It goes with the statement, through any pooler.
--- Raises SD404, 55P03. Our own notifier tells the other replicas.
-with patience as materialized (select set_config('lock_timeout', '500ms', true))
-select sundown.terminate(id => $1, actor => $2, notify => 'never') as state from patience
+-- Asks for the end of agents. $1 ids, $2 the actor of each, $3 the longest wait for a lock. Locks their rows, in order of id. Returns the
+-- record of each and whether it has ended; no row: unknown. Our own notifier tells the other replicas.
+-- The limit is looked at when a wait begins, and only what the function does waits. It goes with the statement, through any pooler.
+with patience as materialized (select set_config('lock_timeout', $3, true))
+select t.id, t.agent, t.state not in ('pending', 'running', 'terminating') as ended
+  from patience
+ cross join lateral sundown.terminate_many($1, $2, notify => 'never', records => true) t

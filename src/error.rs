@@ -12,6 +12,9 @@ pub enum Error {
     /// The database cannot be reached, is too slow, or is not the one we belong to: try again later.
     #[error("the database does not answer: {0}")]
     Unavailable(String),
+    /// Somebody holds what was asked about: try again later.
+    #[error("somebody holds its row: {0}")]
+    Locked(String),
     /// The database refused a statement of ours: a defect, or somebody else's schema.
     #[error("the database refused a statement: {0}")]
     Internal(String),
@@ -83,8 +86,9 @@ impl From<&DbError> for Error {
             "22007" | "22008" | "22015" | "22003" => {
                 return Self::invalid("invalid_value", "a value is out of range", "Use a smaller duration, number or an earlier instant.");
             }
-            // No room for connections, shutting down, read-only, out of disk or memory, statement cancelled, lock not available.
-            code if ["08", "53", "57"].contains(&&code[..2]) || ["25006", "55P03", "3D000", "28000", "28P01", "42501"].contains(&code) => {
+            "55P03" => return Self::Locked(error.message().to_owned()),
+            // No room for connections, shutting down, read-only, out of disk or memory, statement cancelled.
+            code if ["08", "53", "57"].contains(&&code[..2]) || ["25006", "3D000", "28000", "28P01", "42501"].contains(&code) => {
                 return Self::Unavailable(format!("{} ({})", error.message(), error.code().code()));
             }
             _ => return Self::Internal(format!("{} ({})", error.message(), error.code().code())),

@@ -64,7 +64,7 @@ pub async fn remove_and_record(replica: &Arc<Replica>, link: &Link, row: &Claim,
         }
     }
     failpoint::hit("finish.removed");
-    if replica.sql.finish(row.host, &[(row.id, row.epoch)], None).await?.is_empty() {
+    if !replica.sql.finish(row.id, row.epoch, None).await? {
         replica.lease_lost(row.id, "finish");
         return Ok(());
     }

@@ -55,7 +55,7 @@ impl From<Error> for Fatal {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(refusal) => Self::Usage(format!("{}: {}. {}", refusal.code, refusal.message, refusal.hint)),
-            Error::Unavailable(_) => Self::Unavailable(error.to_string()),
+            Error::Unavailable(_) | Error::Locked(_) => Self::Unavailable(error.to_string()),
             Error::Internal(_) => Self::Internal(error.to_string()),
         }
     }
@@ -244,7 +244,7 @@ async fn migrate_when_it_answers(direct: &Config) -> Result<(), Fatal> {
     let give_up = tokio::time::Instant::now() + STARTUP;
     loop {
         match migrate::migrate(direct, false).await {
-            Err(Error::Unavailable(error)) if tokio::time::Instant::now() < give_up => {
+            Err(Error::Unavailable(error) | Error::Locked(error)) if tokio::time::Instant::now() < give_up => {
                 tracing::warn!(error, "the database does not answer yet; trying again");
                 tokio::time::sleep(Duration::from_millis(500)).await;
             }

@@ -8,7 +8,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
 use tokio_postgres::{Config, NoTls, Row};
 use uuid::Uuid;
@@ -16,8 +15,12 @@ use uuid::Uuid;
 use crate::error::Error;
 use crate::failpoint;
 
+pub mod batch;
 pub mod door;
+pub mod steps;
 pub mod work;
+
+use batch::Batch;
 
 /// The instant that a statement takes for "now". `None`, always in production, is the database's own; tests pass a mocked one.
 pub type Now = Option<SystemTime>;
@@ -42,7 +45,7 @@ statements! {
     RECALL = "recall", RECORD_CONTAINER = "record_container", REGISTER_HOST = "register_host", REGISTER_REPLICA = "register_replica",
     RELEASE = "release",
     RENEW = "renew", REST = "rest", RUNNING = "running", SETTINGS = "settings", SIGNALLED = "signalled",
-    SIGNALLING = "signalling", SPEC = "spec", SUBMIT = "submit", TERMINATE = "terminate", TICK = "tick", UPKEEP = "upkeep",
+    SIGNALLING = "signalling", SPEC = "spec", SUBMIT = "submit", SUBMIT_MANY = "submit_many", TERMINATE = "terminate", TICK = "tick", UPKEEP = "upkeep",
     WAKE = "wake",
 }
 
@@ -52,6 +55,20 @@ pub struct Sql {
     pool: Pool,
     bound: Duration,
     installation: Arc<OnceLock<Uuid>>,
+    shared: Arc<Shared>,
+}
+
+/// The questions that many ask at the same time, each with those who wait to ask it.
+#[derive(Default)]
+struct Shared {
+    submit: Arc<Batch<door::Submit>>,
+    terminate: Arc<Batch<door::Terminate>>,
+    record_container: Arc<Batch<steps::RecordContainer>>,
+    running: Arc<Batch<steps::Running>>,
+    signalling: Arc<Batch<steps::Signalling>>,
+    signalled: Arc<Batch<steps::Signalled>>,
+    observe: Arc<Batch<steps::Observe>>,
+    finish: Arc<Batch<steps::Finish>>,
 }
 
 impl Sql {
@@ -84,7 +101,7 @@ impl Sql {
             }))
             .build()
             .map_err(|error| Error::Internal(error.to_string()))?;
-        Ok(Self { pool, bound, installation })
+        Ok(Self { pool, bound, installation, shared: Arc::default() })
     }
 
     /// From here on, connections that lead to any other database are refused.
@@ -135,10 +152,9 @@ impl Sql {
             }
             Ok(Err(error)) => {
                 let transient = Error::is_transient(&error);
-                let waited_for_others = error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
                 let error = Error::from(error);
                 // A refused statement leaves the connection as good as it was; a read-only or dying server does not.
-                if transient || waited_for_others || !matches!(error, Error::Unavailable(_)) {
+                if transient || !matches!(error, Error::Unavailable(_)) {
                     busy.done();
                 }
                 Err(if transient { Attempt::Transient } else { Attempt::Failed(error) })

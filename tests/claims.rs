@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use harness::{Db, START, STOP, claim, host, observe, place, run, submit};
 use sundown::docker::Tail;
 use sundown::sql::Sql;
@@ -35,12 +36,12 @@ async fn slot(client: &Client, host: i32) -> (i32, i32, i64) {
 }
 
 /// Ends a placed agent as its host's replica does. False: somebody else did.
-async fn end(sql: &Sql, host: i32, id: Uuid, epoch: i32) -> bool {
+async fn end(sql: &Sql, id: Uuid, epoch: i32) -> bool {
     if !sql.record_container(id, epoch, "c").await.unwrap() || sql.running(id, epoch, None).await.unwrap().is_none() {
         return false;
     }
     let Some(epoch) = observe(sql, id, epoch, &exited(), None).await else { return false };
-    sql.finish(host, &[(id, epoch)], None).await.unwrap() == [id]
+    sql.finish(id, epoch, None).await.unwrap()
 }
 
 #[tokio::test]
@@ -65,7 +66,7 @@ async fn no_host_ever_carries_more_than_it_may() {
                     turn += 1;
                     while held.len() > usize::try_from(turn % 3).unwrap() {
                         let (id, epoch) = held.swap_remove(usize::try_from(turn).unwrap() % held.len());
-                        assert!(end(&sql, host, id, epoch).await, "nobody else has its lease");
+                        assert!(end(&sql, id, epoch).await, "nobody else has its lease");
                         ended += 1;
                     }
                 }
@@ -298,7 +299,7 @@ async fn a_write_with_an_old_epoch_changes_nothing() {
         assert_eq!(sql.signalling(id, epoch, STOP, None).await.unwrap(), None, "signalling");
         assert_eq!(sql.signalled(id, epoch, None).await.unwrap(), None, "signalled");
         assert_eq!(observe(&sql, id, epoch, &late, None).await, None, "observe");
-        assert_eq!(sql.finish(host, &[(id, epoch)], None).await.unwrap().len(), 0, "finish");
+        assert!(!sql.finish(id, epoch, None).await.unwrap(), "finish");
         assert_eq!(row(&client, id).await, before);
     };
     let logs = async || client.query_one("select count(*) from sundown.agent_log", &[]).await.unwrap().get::<_, i64>(0);
@@ -326,8 +327,8 @@ async fn a_write_with_an_old_epoch_changes_nothing() {
     let seen = observe(&sql, id, ending, &facts, None).await.unwrap();
     old(id, ending).await;
     assert_eq!(logs().await, 0, "no log of a lost lease");
-    assert_eq!(sql.finish(host, &[(id, seen)], None).await.unwrap(), [id]);
-    assert_eq!(sql.finish(host, &[(id, seen)], None).await.unwrap(), Vec::<Uuid>::new(), "once");
+    assert!(sql.finish(id, seen, None).await.unwrap());
+    assert!(!sql.finish(id, seen, None).await.unwrap(), "once");
     assert_eq!(slot(&client, host).await, (10, 0, 0));
 }
 
@@ -342,7 +343,7 @@ async fn a_wish_to_end_it_wins_at_every_step_of_a_start() {
         if steps == 1 {
             assert!(sql.record_container(id, epoch, "c").await.unwrap());
         }
-        assert_eq!(sql.terminate(id, "a test").await.unwrap(), "terminating");
+        assert!(matches!(sql.terminate(id, "a test").await.unwrap(), Some((_, false))));
         assert!(!sql.record_container(id, epoch, "c").await.unwrap());
         assert_eq!(sql.running(id, epoch, None).await.unwrap(), None);
         let row = claim(&sql, host, None).await.remove(0);
@@ -365,9 +366,11 @@ async fn a_batch_finishes_only_those_whose_lease_is_ours() {
         let epoch = if turn == 1 { epoch } else { observe(&sql, id, epoch, &exited(), None).await.unwrap() };
         batch.push((id, if turn == 2 { epoch - 1 } else { epoch }));
     }
-    assert_eq!(sql.finish(here, &batch, None).await.unwrap(), [batch[0].0], "the others: alive, lost, elsewhere");
+    let ended = join_all(batch.iter().map(|(id, epoch)| sql.finish(*id, *epoch, None))).await;
+    let ended: Vec<bool> = ended.into_iter().map(Result::unwrap).collect();
+    assert_eq!(ended, [true, false, false, true], "the others: alive, lost");
     assert_eq!(slot(&client, here).await, (10, 2, 2));
-    assert_eq!(slot(&client, there).await, (10, 1, 1));
+    assert_eq!(slot(&client, there).await, (10, 0, 0), "each host has its place back");
 }
 
 #[tokio::test]

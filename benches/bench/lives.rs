@@ -69,10 +69,9 @@ impl Script {
             }
             text
         };
-        let host = NOBODYS.to_string();
         let hosts = format!("'{{{NOBODYS}}}'");
         let claim = statement("claim_due", &[&hosts, "'{0}'", "1", "null", "15::float8", "2::float8", "null::timestamptz"]);
-        let finish = statement("finish", &["(:ids::uuid[])", "(:epochs::int4[])", &host, "null::timestamptz"]);
+        let finish = statement("finish", &["(:ids::uuid[])", "(:epochs::int4[])", "null::timestamptz", "'1s'"]);
         let text = include_str!("../sql/expire.sql").replace("/* claim_due */", &claim).replace("/* finish */", &finish);
         let path = std::env::temp_dir().join(format!("sundown-bench-{}.sql", uuid::Uuid::new_v4().simple()));
         std::fs::write(&path, text).unwrap();

@@ -115,12 +115,11 @@ pub async fn terminate(caller: &Caller, agent: &str, request: &Request<Incoming>
             return state.sql.get_agent(id).await;
         }
         let after = state.sql.terminate(id, &actor).await?;
-        if after == "terminating" {
+        if matches!(after, Some((_, false))) {
             (state.poke)(Wish::Due(Duration::ZERO));
         }
-        state.sql.get_agent(id).await
+        Ok(after)
     });
-    // The record decides: it may have ended since it was asked to.
     let (agent, ended) = record.await?.ok_or_else(unknown)?;
     Ok(json(if ended { StatusCode::OK } else { StatusCode::ACCEPTED }, agent))
 }

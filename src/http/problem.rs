@@ -161,7 +161,7 @@ impl From<Error> for Problem {
                 };
                 Self::of(&code, status, message, hint)
             }
-            Error::Unavailable(reason) => {
+            Error::Unavailable(reason) | Error::Locked(reason) => {
                 tracing::warn!(%reason, "a request could not be answered: the database is away");
                 Self::new(&DATABASE_UNAVAILABLE, "the database does not answer")
             }

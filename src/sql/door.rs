@@ -1,11 +1,14 @@
 //! The questions of HTTP: the wishes and the reads of users. Agents come back as the JSON that Postgres made of them, so that
 //! there is one description of an agent's shape, in SQL.
 
-use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::{Value, json};
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::{Param, Sql};
+use super::batch::{Patience, Question};
+use super::{Now, Param, Sql};
 use crate::agent::Submission;
 use crate::error::Error;
 
@@ -34,9 +37,14 @@ pub struct Gauges {
 }
 
 impl Sql {
-    /// Submits an agent. Answers its id, its JSON as accepted, and whether it is new.
+    /// Submits an agent. Answers its id, its JSON as accepted, and whether it is new. Without a key it shares its commit with others that come
+    /// at the same time.
     pub async fn submit(&self, s: &Submission, key: Option<&str>) -> Result<(Uuid, String, bool), Error> {
-        let (labels, env): (Value, Value) = (labels(&s.labels), labels(&s.env));
+        let Some(key) = key else {
+            let (id, agent) = self.shared.submit.ask(self, Submit(wish(s)), None).await??;
+            return Ok((id, agent, true));
+        };
+        let (labels, env): (Value, Value) = (object(&s.labels), object(&s.env));
         let params: &[Param<'_>] = &[
             (&s.image, Type::TEXT),
             (&s.command, Type::TEXT_ARRAY),
@@ -85,9 +93,9 @@ impl Sql {
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("agent")?, row.try_get("more")?))).collect()
     }
 
-    /// Asks for the end of an agent; answers its state after.
-    pub async fn terminate(&self, id: Uuid, actor: &str) -> Result<String, Error> {
-        self.one(super::TERMINATE, &[(&id, Type::UUID), (&actor, Type::TEXT)], "state").await?.ok_or_else(gone)
+    /// Asks for the end of an agent. Answers its JSON after that, and whether it has ended; `None`: unknown.
+    pub async fn terminate(&self, id: Uuid, actor: &str) -> Result<Option<(String, bool)>, Error> {
+        self.shared.terminate.ask(self, Terminate(id, actor.to_owned()), None).await
     }
 
     /// Moves a deadline to now + `ttl` seconds; answers the seconds to it, `None` while it waits for a place.
@@ -122,6 +130,60 @@ fn gone() -> Error {
     Error::Internal("a statement that always answers did not".to_owned())
 }
 
-fn labels(map: &std::collections::BTreeMap<String, String>) -> Value {
+fn object(map: &BTreeMap<String, String>) -> Value {
     map.iter().map(|(key, value)| (key.clone(), Value::String(value.clone()))).collect()
+}
+
+/// A submission as `sundown.submit_many` takes it. What was left out is what `sundown.submit` says by itself.
+fn wish(s: &Submission) -> Value {
+    json!({
+        "tenant": "default", "image": s.image, "command": s.command, "ttl": s.ttl, "max_ttl": s.max_ttl, "grace": s.grace, "name": s.name,
+        "labels": s.labels, "env": s.env, "cpus": s.cpus.unwrap_or(1.0), "memory": s.memory.unwrap_or(256 << 20), "pids": s.pids.unwrap_or(128),
+        "network": s.network.as_deref().unwrap_or("none"), "run_at": s.run_at, "start_timeout": s.start_timeout,
+        "queue_timeout": s.queue_timeout,
+    })
+}
+
+/// See [`Sql::submit`].
+#[derive(Clone)]
+pub(super) struct Submit(Value);
+
+/// See [`Sql::terminate`].
+#[derive(Clone)]
+pub(super) struct Terminate(Uuid, String);
+
+impl Question for Submit {
+    type Answer = Result<(Uuid, String), Error>;
+    /// Each may be as large as a request.
+    const MOST: usize = 64;
+
+    async fn ask(sql: &Sql, wishes: &[Self], _now: Now, patience: Patience) -> Result<Vec<Self::Answer>, Error> {
+        let all = Value::Array(wishes.iter().map(|wish| wish.0.clone()).collect());
+        let lock_timeout = sql.lock_timeout(patience);
+        let rows = sql.rows(super::SUBMIT_MANY, &[(&all, Type::JSONB), (&lock_timeout, Type::TEXT)]).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(match row.try_get::<_, Option<String>>("code")? {
+                    Some(code) => Err(Error::invalid(&code, row.try_get::<_, String>("problem")?, row.try_get::<_, String>("remedy")?)),
+                    None => Ok((row.try_get("id")?, row.try_get("agent")?)),
+                })
+            })
+            .collect()
+    }
+}
+
+impl Question for Terminate {
+    type Answer = Option<(String, bool)>;
+
+    async fn ask(sql: &Sql, wishes: &[Self], _now: Now, patience: Patience) -> Result<Vec<Self::Answer>, Error> {
+        let (ids, actors): (Vec<Uuid>, Vec<&str>) = wishes.iter().map(|wish| (wish.0, wish.1.as_str())).unzip();
+        let lock_timeout = sql.lock_timeout(patience);
+        let params: &[Param<'_>] = &[(&ids, Type::UUID_ARRAY), (&actors, Type::TEXT_ARRAY), (&lock_timeout, Type::TEXT)];
+        let rows = sql.rows(super::TERMINATE, params).await?;
+        let after: HashMap<Uuid, (String, bool)> = rows
+            .iter()
+            .map(|row| Ok((row.try_get("id")?, (row.try_get("agent")?, row.try_get("ended")?))))
+            .collect::<Result<_, Error>>()?;
+        Ok(ids.iter().map(|id| after.get(id).cloned()).collect())
+    }
 }

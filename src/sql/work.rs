@@ -242,18 +242,6 @@ impl Sql {
         self.rows(super::SPEC, &[(&id, Type::UUID)]).await?.first().map(spec).transpose()
     }
 
-    /// Records the container before its start. False: drop the work.
-    pub async fn record_container(&self, id: Uuid, epoch: i32, container: &str) -> Result<bool, Error> {
-        let params: &[Param<'_>] = &[(&id, Type::UUID), (&epoch, Type::INT4), (&container, Type::TEXT)];
-        Ok(!self.rows(super::RECORD_CONTAINER, params).await?.is_empty())
-    }
-
-    /// It runs. Answers the seconds to its deadline; `None`: drop the work.
-    pub async fn running(&self, id: Uuid, epoch: i32, now: Now) -> Result<Option<f64>, Error> {
-        let params: &[Param<'_>] = &[(&id, Type::UUID), (&epoch, Type::INT4), (&now, Type::TIMESTAMPTZ)];
-        self.one(super::RUNNING, params, "due_in").await
-    }
-
     /// Gives a lease back: somebody looks again after `pause`. False: it was lost already.
     pub async fn release(&self, id: Uuid, epoch: i32, pause: Duration, error: Option<&str>, now: Now) -> Result<bool, Error> {
         let pause = pause.as_secs_f64();
@@ -275,53 +263,11 @@ impl Sql {
         Ok(!self.rows(super::REST, &[(&id, Type::UUID), (&epoch, Type::INT4)]).await?.is_empty())
     }
 
-    /// The intent to send the stop signal. `Some(true)`: it is SIGKILL; `None`: drop the work.
-    pub async fn signalling(&self, id: Uuid, epoch: i32, lease: Duration, now: Now) -> Result<Option<bool>, Error> {
-        let lease = lease.as_secs_f64();
-        let params: &[Param<'_>] = &[(&id, Type::UUID), (&epoch, Type::INT4), (&lease, Type::FLOAT8), (&now, Type::TIMESTAMPTZ)];
-        self.one(super::SIGNALLING, params, "kill").await
-    }
-
     /// The intent to send SIGKILL without a look. False: drop the work.
     pub async fn killing(&self, id: Uuid, epoch: i32, lease: Duration, now: Now) -> Result<bool, Error> {
         let lease = lease.as_secs_f64();
         let params: &[Param<'_>] = &[(&id, Type::UUID), (&epoch, Type::INT4), (&lease, Type::FLOAT8), (&now, Type::TIMESTAMPTZ)];
         Ok(!self.rows(super::KILLING, params).await?.is_empty())
-    }
-
-    /// The stop signal was sent. Answers the seconds to SIGKILL; `None`: the lease was lost.
-    pub async fn signalled(&self, id: Uuid, epoch: i32, now: Now) -> Result<Option<f64>, Error> {
-        let params: &[Param<'_>] = &[(&id, Type::UUID), (&epoch, Type::INT4), (&now, Type::TIMESTAMPTZ)];
-        self.one(super::SIGNALLED, params, "due_in").await
-    }
-
-    /// First step of the finish, with the tail of the log. Answers the new epoch; `None`: somebody else is at it.
-    pub async fn observe(&self, row: &Claim, replica: i32, lease: Duration, facts: &Facts, now: Now) -> Result<Option<i32>, Error> {
-        let lease = lease.as_secs_f64();
-        let tail = facts.tail.as_ref().map(|tail| tail.bytes.as_slice());
-        let truncated = facts.tail.as_ref().is_some_and(|tail| tail.truncated);
-        let params: &[Param<'_>] = &[
-            (&row.id, Type::UUID),
-            (&row.epoch, Type::INT4),
-            (&replica, Type::INT4),
-            (&lease, Type::FLOAT8),
-            (&facts.state, Type::TEXT),
-            (&facts.reason, Type::TEXT),
-            (&facts.exit_code, Type::INT4),
-            (&facts.oom_killed, Type::BOOL),
-            (&facts.error, Type::TEXT),
-            (&tail, Type::BYTEA),
-            (&truncated, Type::BOOL),
-            (&now, Type::TIMESTAMPTZ),
-        ];
-        self.one(super::OBSERVE, params, "epoch").await
-    }
-
-    /// Last step of the finish, for agents of one host. Answers those that ended.
-    pub async fn finish(&self, host: i32, agents: &[(Uuid, i32)], now: Now) -> Result<Vec<Uuid>, Error> {
-        let (ids, epochs): (Vec<Uuid>, Vec<i32>) = agents.iter().copied().unzip();
-        let params: &[Param<'_>] = &[(&ids, Type::UUID_ARRAY), (&epochs, Type::INT4_ARRAY), (&host, Type::INT4), (&now, Type::TIMESTAMPTZ)];
-        self.rows(super::FINISH, params).await?.iter().map(|row| Ok(row.try_get("id")?)).collect()
     }
 
     /// Ends those that waited longer than they wanted to; answers how many, at most 100.
