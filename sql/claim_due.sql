@@ -25,8 +25,9 @@ update sundown.agent_live l
        due_at = coalesce($7, statement_timestamp())
               + case when l.state = 'pending' and l.placed_at + l.start_timeout > coalesce($7, statement_timestamp())
                      then least(make_interval(secs => $5), greatest(l.placed_at + l.start_timeout - coalesce($7, statement_timestamp()), interval '1 s'))
-                     -- A stop that keeps failing is tried ever more slowly, but for ever, and at the instant of SIGKILL.
-                     else least(make_interval(secs => $6 * 2 ^ least(l.attempts, 3)), greatest(interval '15 s', make_interval(secs => $6)),
+                     -- A stop whose tries never come back is tried ever more slowly, but for ever, and at the instant of SIGKILL. One that was
+                     -- given back had its pause: whoever takes it now may die like anybody else.
+                     else least(make_interval(secs => $6 * 2 ^ case when l.leased_by is null then 0 else least(l.attempts, 3) end), greatest(interval '15 s', make_interval(secs => $6)),
                                 case when l.signalled_at is null and l.observed_at is null and l.decided_at + l.grace > coalesce($7, statement_timestamp())
                                      then l.decided_at + l.grace - coalesce($7, statement_timestamp()) end) end
  where l.id = any (array(select d.id from due d))

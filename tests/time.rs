@@ -555,6 +555,20 @@ async fn the_lease_of_a_stop_is_short_and_doubles() {
 }
 
 #[tokio::test]
+async fn a_try_that_was_given_back_makes_the_next_lease_no_longer() {
+    let w = World::new().await;
+    let (id, mut epoch) = w.running("ttl => '5s', grace => '2min'", w.at(0.0)).await;
+    let mut due = 5.0;
+    for _ in 0..4 {
+        assert_eq!(w.claim(w.at(due)).await, terminating(id));
+        assert_eq!(w.live(id).await.due_at, w.at(due + 2.0), "whoever holds it now may die, and is waited for no longer than anybody");
+        epoch += 1;
+        assert!(w.sql.release(id, epoch, seconds(1), Some("no answer"), Some(w.at(due))).await.unwrap());
+        due += 1.0;
+    }
+}
+
+#[tokio::test]
 async fn a_lease_that_is_given_back_is_due_when_it_says() {
     let w = World::new().await;
     let (id, epoch) = w.running("ttl => '50s'", w.at(0.0)).await;

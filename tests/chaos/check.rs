@@ -416,7 +416,7 @@ impl Judge<'_> {
             && row.kind.endless()
             && !hands
             // Never known to run: a daemon that ends in the middle of a start may take it along.
-            && !matches!(row.reason.as_deref(), Some("start_failed" | "start_timeout"))
+            && events.iter().any(|event| event.state == "running")
             && decided.is_none_or(|decided| died + BLUR < decided)
         {
             self.violated("S8", Some(row.id), format!("died at {died}, decided on at {decided:?}"));

@@ -194,9 +194,13 @@ impl Watch {
             beat(Sign::Alive, self.living.remove(&container).unwrap_or_default(), &container, agent);
             beat(Sign::Dead, now(), &container, agent);
         }
-        // A daemon that is killed while it removes one may leave a directory without this file, which is no container any more.
-        let containers = self.data.join("containers");
-        let kept: HashSet<String> = names(&containers).filter(|id| containers.join(id).join("config.v2.json").exists()).collect();
+        // A daemon that is killed while it removes one may leave its directory behind. What lacks this file, or its writable layer, is no
+        // container any more: no daemon loads it, lists it or could remove it.
+        let (containers, images) = (self.data.join("containers"), self.data.join("image"));
+        let drivers: Vec<PathBuf> = names(&images).map(|driver| images.join(driver).join("layerdb/mounts")).collect();
+        let whole =
+            |id: &String| containers.join(id).join("config.v2.json").exists() && drivers.iter().any(|layers| layers.join(id).exists());
+        let kept: HashSet<String> = names(&containers).filter(whole).collect();
         for container in kept.difference(&self.kept.clone()) {
             if let Some(agent) = self.agent(container) {
                 self.kept.insert(container.clone());

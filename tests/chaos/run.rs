@@ -216,7 +216,7 @@ async fn rows(world: &World, dir: &Dir) -> i64 {
     let journal = dir.journal("events.jsonl");
     let millis = |column: &str| format!("(extract(epoch from {column}) * 1000)::bigint");
     let query = format!(
-        "select {}, id, kind, was, state, reason, epoch, container_id, {} from sundown.event order by xid, seq",
+        "select {}, id, kind, was, state, reason, epoch, container_id, {} from sundown.event order by seq",
         millis("at"),
         millis("expires_at")
     );
