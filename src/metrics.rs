@@ -1,8 +1,13 @@
 //! What this replica counts, in Prometheus' terms. No agent's id is ever a label.
 
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+use crate::replica::Killed;
+
+type Labels = [(&'static str, &'static str); 1];
 
 /// Counters of one replica.
 #[derive(Debug, Default, Clone)]
@@ -13,6 +18,8 @@ pub struct Metrics {
     pub started: Counter,
     /// Stop signals and SIGKILLs that it sent.
     pub signals: Counter,
+    /// SIGKILLs that took effect or were passed on, by who sent them.
+    kills: Family<Labels, Counter>,
     /// Outcomes that it wrote.
     pub ended: Counter,
     /// Writes that found their lease lost.
@@ -30,11 +37,21 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// SIGKILL was sent.
+    pub fn killed(&self, by: Killed) {
+        let by = match by {
+            Killed::Directly => "pidfd",
+            Killed::ByDaemon => "docker",
+        };
+        self.kills.get_or_create(&[("by", by)]).inc();
+    }
+
     /// Registers every counter under its public name.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("sundown_placed", "Agents placed on a host by this replica", self.placed.clone());
         registry.register("sundown_started", "Containers that this replica saw running", self.started.clone());
         registry.register("sundown_signals", "Stop signals and SIGKILLs that this replica sent", self.signals.clone());
+        registry.register("sundown_kills", "SIGKILLs of this replica, by who sent them", self.kills.clone());
         registry.register("sundown_ended", "Outcomes that this replica wrote", self.ended.clone());
         registry.register("sundown_leases_lost", "Writes that found their lease lost", self.leases_lost.clone());
         registry.register("sundown_orphans", "Orphaned containers that this replica removed", self.orphans.clone());

@@ -390,7 +390,7 @@ async fn kill(replica: &Arc<Replica>, link: &Link, row: &Claim, container: &str)
     replica.metrics.signals.inc();
     // Seen dead while we hold the lease, or looked at again when it is over.
     let killed = replica.hold(row, async {
-        link.answered(link.docker.signal(container, Signal::Kill)).await?;
+        replica.metrics.killed(link.kill(container).await?);
         failpoint::hit("stop.killed");
         if link.answered(link.docker.wait_stopped(container, KILL_PATIENCE)).await? { link.look(row).await.map(Some) } else { Ok(None) }
     });
