@@ -17,7 +17,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 fn exited() -> Facts {
-    Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: Some(false), error: None, tail: None }
+    Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: Some(false), error: None, dead: None, tail: None }
 }
 
 async fn submit_many(client: &Client, count: i32) {
@@ -322,7 +322,7 @@ async fn a_write_with_an_old_epoch_changes_nothing() {
     old(id, taken_over).await;
     assert_eq!(sql.signalling(id, ending, STOP, None).await.unwrap(), Some(false));
     old(id, taken_over).await;
-    let facts = Facts { state: "expired", reason: None, exit_code: Some(143), oom_killed: None, error: None, tail: None };
+    let facts = Facts { state: "expired", reason: None, exit_code: Some(143), oom_killed: None, error: None, dead: None, tail: None };
     let seen = observe(&sql, id, ending, &facts, None).await.unwrap();
     old(id, ending).await;
     assert_eq!(logs().await, 0, "no log of a lost lease");

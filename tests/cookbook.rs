@@ -201,7 +201,7 @@ impl Scene {
 }
 
 fn facts(state: &'static str, reason: Option<&'static str>) -> Facts {
-    Facts { state, reason, exit_code: None, oom_killed: None, error: None, tail: None }
+    Facts { state, reason, exit_code: None, oom_killed: None, error: None, dead: None, tail: None }
 }
 
 /// The agents that the assertions name.

@@ -108,6 +108,48 @@ async fn sigkill_reaches_an_agent_without_the_daemon() {
     docker::leave_nothing(&client).await;
 }
 
+/// What a replica exports of how late ends were: how many there were in a phase, and their sum in seconds.
+async fn lag(replica: &Replica, phase: &str) -> (f64, f64) {
+    let metrics = replica.http("GET", "/metrics", "").await.body;
+    let of = |what: &str| {
+        let series = format!("sundown_expiry_lag_seconds_{what}{{phase=\"{phase}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap_or(0.0)
+    };
+    (of("count"), of("sum"))
+}
+
+#[tokio::test]
+async fn how_late_an_end_was_is_kept_and_exported_whoever_sent_sigkill() {
+    for variables in [&[][..], &[("SUNDOWN_NO_FAST_KILL", "true")]] {
+        let db = Db::new().await;
+        let client = db.client().await;
+        let replica = Replica::start(&db.url(), variables).await;
+        let killed = submit(&client, &image(), "sleep 600", ", ttl => '1s', grace => '0s'").await;
+        let heeds = submit(&client, &image(), "sleep 600", ", ttl => '1s', grace => '5s'").await;
+        let wish = submit(&client, &image(), "sleep 600", ", ttl => '1h', grace => '0s'").await;
+        let exits = submit(&client, &image(), "exit 0", ", ttl => '1h'").await;
+        until_all(&client, &[wish], "running").await;
+        client.execute("select sundown.terminate($1)", &[&wish]).await.unwrap();
+        for id in [killed, heeds, wish, exits] {
+            outcome(&client, id).await;
+        }
+        let ordered = "select bool_and(expires_at <= decided_at and decided_at <= dead_at and dead_at <= observed_at) from sundown.agent_outcome where id = any ($1)";
+        assert!(client.query_one(ordered, &[&vec![killed, heeds]]).await.unwrap().get::<_, bool>(0));
+        let known = "select bool_and(dead_at > killed_at and dead_at <= observed_at) from sundown.agent_outcome where id = any ($1)";
+        assert!(client.query_one(known, &[&vec![killed, wish]]).await.unwrap().get::<_, bool>(0));
+        let itself = "select dead_at >= started_at and decided_at is null from sundown.agent_outcome where id = $1";
+        assert!(client.query_one(itself, &[&exits]).await.unwrap().get::<_, bool>(0));
+        // Exported is what the database has, of those that reached their deadline.
+        for phase in ["decision", "dead", "confirmed"] {
+            let ask = format!("select extract(epoch from sum({phase}))::float8 from sundown.lateness where reason = 'ttl_expired'");
+            let sum: f64 = client.query_one(&ask, &[]).await.unwrap().get(0);
+            let (count, exported) = lag(&replica, phase).await;
+            assert!(count == 2.0 && (exported - sum).abs() < 0.001, "{phase}: {count} with {exported} in all, not {sum}");
+        }
+        docker::leave_nothing(&client).await;
+    }
+}
+
 #[tokio::test]
 async fn whoever_did_not_send_the_signal_finds_the_process_too() {
     let db = Db::new().await;

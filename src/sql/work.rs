@@ -5,11 +5,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::{Now, Param, Sql};
+use super::{Ago, Now, Param, Sql};
 use crate::docker::Tail;
 use crate::error::Error;
 
@@ -128,8 +129,36 @@ pub struct Facts {
     pub oom_killed: Option<bool>,
     /// In words.
     pub error: Option<String>,
+    /// When its process was known to be dead.
+    pub dead: Option<Instant>,
     /// The last output, once it was read.
     pub tail: Option<Tail>,
+}
+
+/// An agent whose outcome was written: known by its id, and by how late it was.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended {
+    /// The agent.
+    pub id: Uuid,
+    /// `None`: it did not reach its deadline.
+    pub late: Option<Late>,
+}
+
+impl PartialEq<Uuid> for Ended {
+    fn eq(&self, id: &Uuid) -> bool {
+        self.id == *id
+    }
+}
+
+/// By how many seconds after its deadline an end came; with all that the agent took of its grace.
+#[derive(Debug, Clone, Copy)]
+pub struct Late {
+    /// It was decided.
+    pub decision: f64,
+    /// Its process was known to be dead. `None`: nobody knows.
+    pub dead: Option<f64>,
+    /// Docker said that it has ended.
+    pub confirmed: f64,
 }
 
 impl Sql {
@@ -300,6 +329,7 @@ impl Sql {
         let lease = lease.as_secs_f64();
         let tail = facts.tail.as_ref().map(|tail| tail.bytes.as_slice());
         let truncated = facts.tail.as_ref().is_some_and(|tail| tail.truncated);
+        let dead = facts.dead.map(Ago);
         let params: &[Param<'_>] = &[
             (&row.id, Type::UUID),
             (&row.epoch, Type::INT4),
@@ -313,15 +343,16 @@ impl Sql {
             (&tail, Type::BYTEA),
             (&truncated, Type::BOOL),
             (&now, Type::TIMESTAMPTZ),
+            (&dead, Type::FLOAT8),
         ];
         self.one(super::OBSERVE, params, "epoch").await
     }
 
     /// Last step of the finish, for agents of one host. Answers those that ended.
-    pub async fn finish(&self, host: i32, agents: &[(Uuid, i32)], now: Now) -> Result<Vec<Uuid>, Error> {
+    pub async fn finish(&self, host: i32, agents: &[(Uuid, i32)], now: Now) -> Result<Vec<Ended>, Error> {
         let (ids, epochs): (Vec<Uuid>, Vec<i32>) = agents.iter().copied().unzip();
         let params: &[Param<'_>] = &[(&ids, Type::UUID_ARRAY), (&epochs, Type::INT4_ARRAY), (&host, Type::INT4), (&now, Type::TIMESTAMPTZ)];
-        self.rows(super::FINISH, params).await?.iter().map(|row| Ok(row.try_get("id")?)).collect()
+        self.rows(super::FINISH, params).await?.iter().map(ended).collect()
     }
 
     /// Ends those that waited longer than they wanted to; answers how many, at most 100.
@@ -420,6 +451,14 @@ fn claim(row: &Row) -> Result<Claim, Error> {
         start_timed_out: row.try_get("start_timed_out")?,
         grace_over: row.try_get("grace_over")?,
     })
+}
+
+fn ended(row: &Row) -> Result<Ended, Error> {
+    let late = match (row.try_get("decision")?, row.try_get("confirmed")?) {
+        (Some(decision), Some(confirmed)) => Some(Late { decision, dead: row.try_get("dead")?, confirmed }),
+        _ => None,
+    };
+    Ok(Ended { id: row.try_get("id")?, late })
 }
 
 fn spec(row: &Row) -> Result<Spec, Error> {
