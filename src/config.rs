@@ -136,6 +136,10 @@ pub struct Docker {
     /// How long a start is leased, at least 13s. Shorter takes over sooner from a dead replica; too short takes over from a slow one.
     #[arg(long, env = "SUNDOWN_LEASE", value_name = "DURATION", default_value = "15s", value_parser = lease)]
     pub lease: Span,
+    /// Leave every SIGKILL to the Docker daemon, instead of sending it to processes on this machine directly. The daemon takes tens of
+    /// milliseconds, and seconds when many are due at once.
+    #[arg(long, env = "SUNDOWN_NO_FAST_KILL", value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_fast_kill: bool,
 }
 
 /// Settings of the whole installation, kept in the database; what is not given stays as it is.

@@ -14,6 +14,7 @@ mod failure;
 mod profile;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
 use bollard::errors::Error as BollardError;
@@ -406,6 +407,12 @@ impl Docker {
     fn our_label(&self) -> String {
         format!("{LABEL_INSTALLATION}={}", self.installation)
     }
+}
+
+/// The socket that an endpoint is. `None`: it is an address on a network, so the daemon may be on another machine.
+#[must_use]
+pub fn socket(endpoint: &str) -> Option<&Path> {
+    endpoint.strip_prefix("unix://").or_else(|| endpoint.starts_with('/').then_some(endpoint)).map(Path::new)
 }
 
 /// Tells a container that this daemon can never start from a daemon that is unwell: both answer 500 (and a network

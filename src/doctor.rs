@@ -3,11 +3,13 @@
 use std::io::Write;
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use uuid::Uuid;
 
 use crate::config::{Doctor, printable};
-use crate::docker::Docker;
+use crate::docker::{self, Docker};
 use crate::error::Error;
+use crate::process;
 use crate::serve::Fatal;
 use crate::sql::Sql;
 
@@ -79,9 +81,24 @@ pub async fn run(config: Doctor) -> Result<bool, Fatal> {
                         }
                     ),
                 );
+                let sender = match by_the_daemon(&endpoint, config.docker.no_fast_kill).await {
+                    None => "sent directly to processes of containers".to_owned(),
+                    Some(why) => format!("sent by the daemon: {why}"),
+                };
+                say(true, format!("docker {endpoint}: SIGKILL is {sender}"));
             }
             Err(error) => say(false, format!("docker {endpoint}: {error}: is it running, and may this user use its socket?")),
         }
     }
     Ok(well)
+}
+
+/// Why SIGKILL is left to a daemon. `None`: it is not.
+async fn by_the_daemon(endpoint: &str, no_fast_kill: bool) -> Option<&'static str> {
+    if no_fast_kill {
+        return Some("SUNDOWN_NO_FAST_KILL is set");
+    }
+    let Some(socket) = docker::socket(endpoint) else { return Some("it is not reached by a socket on this machine") };
+    let listener = UnixStream::connect(socket).await.and_then(|stream| stream.peer_cred());
+    process::out_of_reach(listener.ok().and_then(|listener| listener.pid()))
 }

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::docker::DockerError;
 use crate::error::Error;
 use crate::failpoint;
@@ -22,6 +24,10 @@ const TAIL_TRIES: i16 = 4;
 
 /// The whole finish, for an agent whose end was just seen. `row` needs no lease: its epoch decides who goes on.
 pub async fn end(replica: &Arc<Replica>, link: &Link, row: &Claim, mut facts: Facts, container: Option<&str>) -> Result<(), Error> {
+    // What has an exit code is dead, and whoever saw that came here at once.
+    if facts.exit_code.is_some() {
+        facts.dead.get_or_insert_with(Instant::now);
+    }
     // Tried and failed so often, it is given up: the end matters more.
     if let Some(container) = container.filter(|_| row.attempts <= TAIL_TRIES) {
         let tail = async {
@@ -64,12 +70,13 @@ pub async fn remove_and_record(replica: &Arc<Replica>, link: &Link, row: &Claim,
         }
     }
     failpoint::hit("finish.removed");
-    if !replica.sql.finish(row.id, row.epoch, None).await? {
+    let Some(ended) = replica.sql.finish(row.id, row.epoch, None).await? else {
         replica.lease_lost(row.id, "finish");
         return Ok(());
-    }
+    };
     failpoint::hit("finish.recorded");
     replica.metrics.ended.inc();
+    replica.metrics.late(ended.late);
     tracing::info!(agent.id = %row.id, host = row.host, "ended");
     // A place is free.
     replica.wakes.launcher.notify_one();

@@ -120,7 +120,12 @@ async fn keep(replica: &Arc<Replica>, link: &Arc<Link>) -> Result<(), Trouble> {
         };
         tokio::select! {
             event = events.next(), if listening => match event {
-                Some(Ok(event)) => hint(event, link.keeps.load(Ordering::Acquire), &mut dead),
+                Some(Ok(event)) => {
+                    if matches!(event.kind, EventKind::Die | EventKind::Destroy) {
+                        link.forget_init(&event.container_id);
+                    }
+                    hint(event, link.keeps.load(Ordering::Acquire), &mut dead);
+                }
                 // The next look at the list finds what it would have said.
                 Some(Err(_)) | None => listening = false,
             },

@@ -1,25 +1,81 @@
 //! Processes of containers, as the kernel under us tells it. Must not ask Docker.
 //!
 //! A daemon that is killed in the middle of a start forgets it: the container is as good as new to it, while its process runs, and
-//! neither a signal nor a removal by Docker reaches that any more. The kernel still knows whose it is, by its control group.
+//! neither a signal nor a removal by Docker reaches that any more. The kernel still knows whose it is, by its control group. And SIGKILL by
+//! way of the daemon takes tens of milliseconds, or seconds when many are due at once, where the kernel takes less than one.
 //!
 //! Guarantees: a signal goes only to a process that is inside of the container's own control group while its pid is held. An age is never
 //! more than the true one, and never another process's: whatever cannot be seen from here, be it on another machine or in another pid
-//! namespace, has none.
+//! namespace, has none, and gets no signal.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, sysconf};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal, test_kill_process};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
 /// Between two looks at what was told to die.
 const STEP: Duration = Duration::from_millis(20);
 /// How long that may take.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long an init may take to die of SIGKILL, and all who are in its pid namespace with it. One that is frozen does not.
+const DYING: Duration = Duration::from_millis(250);
+
+/// Ends a container by SIGKILL to its init, which Docker said has this pid, and waits until it is dead: the kernel says so only when nobody
+/// is left in its pid namespace. `false`: it is not certainly that process, is not ours to signal, or does not die; the daemon's to end.
+pub async fn end_init(pid: u32, container: &str) -> bool {
+    // Listened to before the signal goes: a death that nobody would hear of is left to the daemon.
+    let Some(init) = hold_init(pid, container).and_then(listened_to) else { return false };
+    if pidfd_send_signal(init.get_ref(), Signal::KILL).is_err() {
+        return false;
+    }
+    matches!(tokio::time::timeout(DYING, init.readable()).await, Ok(Ok(_)))
+}
+
+#[expect(deprecated, reason = "what replaces it is unsafe, for descriptors that somebody else may close; nobody else has this one")]
+fn listened_to(held: OwnedFd) -> Option<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(held, Interest::READABLE).ok()
+}
+
+/// A container's init, held. What is read under its number once it is held is read of it, or of somebody who has the number after its
+/// death: then a signal reaches nobody.
+fn hold_init(pid: u32, container: &str) -> Option<OwnedFd> {
+    let held = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
+    (is_inside(&read("cgroup")?, container) && is_init(&read("status")?, pid)).then_some(held)
+}
+
+/// Whether a process is the first of a pid namespace right below ours. Not deeper: a container may hold containers of its own.
+fn is_init(status: &str, pid: u32) -> bool {
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    pids.split_whitespace().eq([pid.to_string().as_str(), "1"])
+}
+
+/// Why inits of a daemon's containers cannot be ended from here. `None`: nothing speaks against it. `daemon` is its pid, as the kernel names
+/// who listens at its socket.
+#[must_use]
+pub fn out_of_reach(daemon: Option<i32>) -> Option<&'static str> {
+    if pidfd_open(getpid(), PidfdFlags::empty()).is_err() {
+        return Some("this kernel holds no process by a descriptor; Linux does since 5.3");
+    }
+    let elsewhere = Some("its processes are in another pid namespace");
+    // Whoever cannot be seen from here has the pid 0.
+    let Some(daemon) = daemon.and_then(|pid| Pid::from_raw(pid.max(0))) else { return elsewhere };
+    if test_kill_process(daemon).is_err() {
+        return Some("this user may not signal its processes; that takes root, or CAP_KILL");
+    }
+    let namespace = |pid: Pid| fs::read_link(format!("/proc/{}/ns/pid", pid.as_raw_pid())).ok();
+    // Not everybody may read it who may signal.
+    match namespace(daemon) {
+        theirs @ Some(_) if theirs != namespace(getpid()) => elsewhere,
+        _ => None,
+    }
+}
 
 /// Ends every process of a container that can be seen from here, by SIGKILL, and waits until they are gone. `false`: one is still there.
 pub async fn end_all(container: &str) -> bool {
@@ -149,6 +205,34 @@ mod tests {
         }
         for cgroups in ["", "0::/\n", &format!("{ID}\n"), &format!("4:{ID}:/\n"), &format!("0::/docker/{ID}0\n"), &format!("0::/x{ID}\n")] {
             assert!(!is_inside(cgroups, ID), "{cgroups}");
+        }
+    }
+
+    #[test]
+    fn an_init_is_the_first_of_a_namespace_right_below_ours() {
+        let status = |pids: &str| format!("Name:\tdocker-init\nPid:\t4711\nNStgid:\t{pids}\nNSpid:\t{pids}\nNSsid:\t1\n");
+        assert!(is_init(&status("4711\t1"), 4711));
+        for pids in ["4711", "4711\t2", "4711\t11", "1", "1\t1", "4711\t7\t1", "4711\t1\t1", ""] {
+            assert!(!is_init(&status(pids), 4711), "{pids:?}");
+        }
+        assert!(!is_init("Name:\tNSpid:\t4711\t1\n", 4711), "it is the name of one");
+        assert!(!is_init("", 4711));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_not_in_the_containers_group_is_not_signalled() {
+        assert!(!end_init(std::process::id(), ID).await, "it is this test, which goes on");
+        for nobody in [0, u32::MAX, i32::MAX.unsigned_abs()] {
+            assert!(!end_init(nobody, ID).await, "{nobody}");
+        }
+    }
+
+    #[test]
+    fn what_is_seen_of_a_daemon_says_whether_its_containers_are_within_reach() {
+        let us = i32::try_from(std::process::id()).expect("it is a pid");
+        assert_eq!(out_of_reach(Some(us)), None);
+        for unseen in [None, Some(0), Some(-1)] {
+            assert!(out_of_reach(unseen).is_some_and(|why| why.contains("namespace")), "{unseen:?}");
         }
     }
 

@@ -145,7 +145,7 @@ fn ended(status: Status) -> bool {
 /// The facts of a failure to start, or of a loss.
 #[must_use]
 pub fn failed(reason: &'static str, error: Option<String>) -> Facts {
-    Facts { state: "failed", reason: Some(reason), exit_code: None, oom_killed: None, error, tail: None }
+    Facts { state: "failed", reason: Some(reason), exit_code: None, oom_killed: None, error, dead: None, tail: None }
 }
 
 fn expired(container: Option<&Container>) -> Facts {
@@ -155,6 +155,7 @@ fn expired(container: Option<&Container>) -> Facts {
         exit_code: container.and_then(code),
         oom_killed: container.map(|container| container.oom_killed),
         error: container.filter(|container| container.overdue).map(|_| OVERDUE.to_owned()),
+        dead: None,
         tail: None,
     }
 }
@@ -170,7 +171,7 @@ fn by_itself(container: &Container) -> Facts {
         // Ended, and the daemon does not know how: it was lost.
         None => ("failed", "vanished"),
     };
-    Facts { state, reason: Some(reason), exit_code, oom_killed: Some(container.oom_killed), error, tail: None }
+    Facts { state, reason: Some(reason), exit_code, oom_killed: Some(container.oom_killed), error, dead: None, tail: None }
 }
 
 fn code(container: &Container) -> Option<i32> {

@@ -3,7 +3,7 @@
 //! Guarantees: a task in a lane that panics breaks the replica instead of vanishing; whatever was shared here was shared as a
 //! wake-up or is a fact about this process, never a fact about an agent.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -15,9 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::docker::{Docker, DockerError, Removed, container_name};
+use crate::docker::{self, Container, Docker, DockerError, Removed, Signal, container_name};
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::process;
 use crate::reconcile::Seen;
 use crate::sql::Sql;
 use crate::sql::work::Claim;
@@ -36,6 +37,8 @@ pub const LAG: Duration = Duration::from_millis(250);
 /// less than the lease of a stop, so that one which is within another replica's reach only is left to that replica at once.
 const STILL: Duration = Duration::from_millis(500);
 const PULSE: Duration = Duration::from_secs(1);
+/// How long the daemon may take to name a container's init before it is told to end it itself.
+const NAMED: Duration = Duration::from_millis(250);
 /// Clean-ups (inspect, log, remove) at once on one host. Beyond the daemon's own parallelism they only get in the way of kills.
 const CLEANUPS: usize = 8;
 
@@ -186,7 +189,18 @@ pub struct Host {
     pub capacity: Option<i32>,
     /// How many starts at once.
     pub starts: usize,
+    /// SIGKILL goes to the processes of its containers without the daemon, where they are within reach.
+    pub fast_kill: bool,
     link: RwLock<Option<Arc<Link>>>,
+}
+
+/// Who sent SIGKILL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Killed {
+    /// We did, to the container's init, which is dead.
+    Directly,
+    /// The daemon did, or says that it was not needed any more.
+    ByDaemon,
 }
 
 /// A host whose daemon answers.
@@ -208,6 +222,9 @@ pub struct Link {
     pub orphans: Semaphore,
     /// Containers whose removal was begun and did not succeed.
     begun: Mutex<HashSet<String>>,
+    /// Pids of containers' inits, as the last look at each has shown. They save a question, and prove nothing: whoever signals one looks whose
+    /// it is. `None`: SIGKILL is the daemon's.
+    inits: Option<Mutex<HashMap<String, u32>>>,
     /// Who its volume says that it is.
     pub uuid: Uuid,
     /// Cancelled once the daemon does not answer at all, or is another one: nothing more is claimed for it here, until it is connected
@@ -278,12 +295,57 @@ impl Link {
             self.still_itself().await?;
         }
         self.begun().remove(container);
+        self.forget_init(container);
         Ok(())
     }
 
     /// What is not there any more was removed by somebody else.
     pub fn forget_removed(&self, there: &HashSet<&str>) {
         self.begun().retain(|container| there.contains(container.as_str()));
+        if let Some(mut inits) = self.inits() {
+            inits.retain(|container, _| there.contains(container.as_str()));
+        }
+    }
+
+    /// Sends SIGKILL: to the container's init itself where that is within reach, else by the daemon. Its intent is committed.
+    ///
+    /// # Errors
+    /// The daemon's, where it was asked.
+    pub async fn kill(&self, container: &str) -> Result<Killed, DockerError> {
+        if let Some(init) = self.init_of(container).await
+            && process::end_init(init, container).await
+        {
+            return Ok(Killed::Directly);
+        }
+        self.answered(self.docker.signal(container, Signal::Kill)).await?;
+        Ok(Killed::ByDaemon)
+    }
+
+    /// The pid that a container's init had when it was last looked at; of one that was not, as it is now.
+    async fn init_of(&self, container: &str) -> Option<u32> {
+        if let Some(init) = self.inits()?.get(container) {
+            return Some(*init);
+        }
+        tokio::time::timeout(NAMED, self.docker.inspect(container)).await.ok()?.ok()??.pid
+    }
+
+    fn learn_init(&self, container: &Container) {
+        let Some(mut inits) = self.inits() else { return };
+        match container.pid.filter(|_| container.status.is_alive()) {
+            Some(init) => inits.insert(container.id.clone(), init),
+            None => inits.remove(&container.id),
+        };
+    }
+
+    /// A container's processes have ended.
+    pub fn forget_init(&self, container: &str) {
+        if let Some(mut inits) = self.inits() {
+            inits.remove(container);
+        }
+    }
+
+    fn inits(&self) -> Option<MutexGuard<'_, HashMap<String, u32>>> {
+        Some(self.inits.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn begun(&self) -> MutexGuard<'_, HashSet<String>> {
@@ -314,6 +376,9 @@ impl Link {
             Some(container) if row.container_id.is_some() && container.agent == Some(row.id) => Seen::Ours(Box::new(container)),
             container => Seen::of(container),
         };
+        if let Seen::Ours(container) = &seen {
+            self.learn_init(container);
+        }
         if !matches!(seen, Seen::Ours(_)) {
             self.still_itself().await?;
         }
@@ -325,7 +390,7 @@ impl Host {
     /// An endpoint that has not been reached yet.
     #[must_use]
     pub fn new(endpoint: String, capacity: Option<i32>, starts: usize) -> Self {
-        Self { endpoint, capacity, starts, link: RwLock::new(None) }
+        Self { endpoint, capacity, starts, fast_kill: true, link: RwLock::new(None) }
     }
 
     /// The link, if its daemon answers.
@@ -344,6 +409,7 @@ impl Host {
             stubborn: Semaphore::new(1),
             orphans: Semaphore::new(CLEANUPS),
             begun: Mutex::default(),
+            inits: (self.fast_kill && docker::socket(&self.endpoint).is_some()).then(Mutex::default),
             uuid,
             silent: CancellationToken::new(),
             pulse: tokio::sync::Mutex::default(),

@@ -300,6 +300,11 @@ pub(crate) async fn settings(sql: &Sql, settings: Settings) -> Result<(), Fatal>
 
 /// The hosts to serve; none of them reached yet.
 pub(crate) fn hosts(docker: &Docker) -> Vec<Arc<Host>> {
-    let Docker { endpoints, capacity, starts, .. } = docker.clone().effective();
-    endpoints.all().into_iter().map(|endpoint| Arc::new(Host::new(endpoint, capacity, usize::from(starts)))).collect()
+    let Docker { endpoints, capacity, starts, no_fast_kill, .. } = docker.clone().effective();
+    let host = |endpoint| {
+        let mut host = Host::new(endpoint, capacity, usize::from(starts));
+        host.fast_kill = !no_fast_kill;
+        Arc::new(host)
+    };
+    endpoints.all().into_iter().map(host).collect()
 }

@@ -8,8 +8,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
-use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
+use tokio::time::Instant;
+use tokio_postgres::types::{FromSqlOwned, IsNull, ToSql, Type, accepts, to_sql_checked};
 use tokio_postgres::{Config, NoTls, Row};
+use tokio_util::bytes::BytesMut;
 use uuid::Uuid;
 
 use crate::error::Error;
@@ -24,6 +26,19 @@ use batch::Batch;
 
 /// The instant that a statement takes for "now". `None`, always in production, is the database's own; tests pass a mocked one.
 pub type Now = Option<SystemTime>;
+
+/// How many seconds ago something was, at the moment at which that is sent: a wait for a connection is in it.
+#[derive(Debug, Clone, Copy)]
+struct Ago(Instant);
+
+impl ToSql for Ago {
+    fn to_sql(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        self.0.elapsed().as_secs_f64().to_sql(ty, out)
+    }
+
+    accepts!(FLOAT8);
+    to_sql_checked!();
+}
 
 type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 

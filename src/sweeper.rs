@@ -19,7 +19,7 @@ use crate::failpoint;
 use crate::finish;
 use crate::launcher;
 use crate::reconcile::{Action, reconcile};
-use crate::replica::{LAG, Link, Replica, STOP_LEASE};
+use crate::replica::{Killed, LAG, Link, Replica, STOP_LEASE};
 use crate::sql::Now;
 use crate::sql::work::{Claim, Facts};
 
@@ -374,7 +374,7 @@ async fn signal(replica: &Arc<Replica>, link: &Link, row: &Claim, container: &st
     }
     failpoint::hit("stop.signalled");
     if failpoint::broken("end_before_death") {
-        let facts = Facts { state: "expired", reason: None, exit_code: None, oom_killed: None, error: None, tail: None };
+        let facts = Facts { state: "expired", reason: None, exit_code: None, oom_killed: None, error: None, dead: None, tail: None };
         return finish::end(replica, link, row, facts, None).await;
     }
     replica.metrics.signals.inc();
@@ -390,17 +390,29 @@ async fn kill(replica: &Arc<Replica>, link: &Link, row: &Claim, container: &str)
     replica.metrics.signals.inc();
     // Seen dead while we hold the lease, or looked at again when it is over.
     let killed = replica.hold(row, async {
-        link.answered(link.docker.signal(container, Signal::Kill)).await?;
+        let by = link.kill(container).await?;
+        let answered = Instant::now();
+        replica.metrics.killed(by);
         failpoint::hit("stop.killed");
-        if link.answered(link.docker.wait_stopped(container, KILL_PATIENCE)).await? { link.look(row).await.map(Some) } else { Ok(None) }
+        if !link.answered(link.docker.wait_stopped(container, KILL_PATIENCE)).await? {
+            return Ok(None);
+        }
+        let dead = match by {
+            Killed::Directly => answered,
+            Killed::ByDaemon => Instant::now(),
+        };
+        Ok(Some((link.look(row).await?, dead)))
     });
-    let seen = match killed.await? {
+    let (seen, dead) = match killed.await? {
         Some(Ok(Some(seen))) => seen,
         Some(Ok(None)) | None => return Ok(()),
         Some(Err(error)) => return finish::try_again(replica, row, &error).await,
     };
     match reconcile(row, &seen) {
-        Action::End(facts, container) => finish::end(replica, link, row, facts, container.as_deref()).await,
+        Action::End(facts, container) => {
+            let facts = Facts { dead: Some(dead).filter(|_| row.started), ..facts };
+            finish::end(replica, link, row, facts, container.as_deref()).await
+        }
         _ => Ok(()),
     }
 }

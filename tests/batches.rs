@@ -16,7 +16,7 @@ use sundown::sql::work::Facts;
 use uuid::Uuid;
 
 fn exited() -> Facts {
-    Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: Some(false), error: None, tail: None }
+    Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: Some(false), error: None, tail: None, dead: None }
 }
 
 fn submission(body: &str) -> Submission {
@@ -41,7 +41,7 @@ async fn those_who_ask_at_the_same_time_share_commits() {
     let (sql, client) = (db.sql(8).await, db.client().await);
     let agents = seen(&db, &sql, 60).await;
     let asked = join_all(agents.iter().map(|(id, epoch)| sql.finish(*id, *epoch, None))).await;
-    assert!(asked.into_iter().all(Result::unwrap));
+    assert!(asked.into_iter().all(|ended| ended.unwrap().is_some()));
     let body = submission(r#"{"image": "a"}"#);
     let made = join_all((0..60).map(|_| sql.submit(&body, None))).await;
     assert_eq!(made.into_iter().filter(|made| matches!(made, Ok((_, _, true)))).count(), 60);
@@ -65,13 +65,13 @@ async fn a_row_that_a_user_holds_holds_up_nobody_elses() {
     let waits = tokio::spawn(async move { waits.finish(held.0, held.1, None).await });
     let others = agents.iter().filter(|agent| **agent != held);
     let asked = join_all(others.map(|(id, epoch)| sql.finish(*id, *epoch, None))).await;
-    assert!(asked.into_iter().all(Result::unwrap), "the others end");
+    assert!(asked.into_iter().all(|ended| ended.unwrap().is_some()), "the others end");
     let state = db.client().await;
     let left: i64 = state.query_one("select count(*) from sundown.agent_live", &[]).await.unwrap().get(0);
     assert_eq!(left, 1, "and nobody else");
     assert!(!waits.is_finished(), "its own waits for whoever holds it");
     holder.batch_execute("commit").await.unwrap();
-    assert!(waits.await.unwrap().unwrap(), "and ends once it is let go");
+    assert!(waits.await.unwrap().unwrap().is_some(), "and ends once it is let go");
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn an_old_hand_is_never_told_what_a_new_one_did() {
     let both = agents.iter().flat_map(|(id, epoch)| [(*id, *epoch - 1), (*id, *epoch)]);
     let told = join_all(both.map(|(id, epoch)| sql.finish(id, epoch, None))).await;
     for (turn, told) in told.into_iter().enumerate() {
-        assert_eq!(told.unwrap(), turn % 2 == 1, "{turn}");
+        assert_eq!(told.unwrap().is_some(), turn % 2 == 1, "{turn}");
     }
 }
 
@@ -130,7 +130,7 @@ async fn whoever_gives_up_takes_nobody_along() {
         assert!(one.as_mut().now_or_never().is_none());
     }
     let kept: Vec<_> = asked.into_iter().skip(6).collect();
-    assert!(join_all(kept).await.into_iter().all(Result::unwrap));
+    assert!(join_all(kept).await.into_iter().all(|ended| ended.unwrap().is_some()));
     until("what was begun is done, too", async || {
         client.query_one("select count(*) from sundown.agent_live", &[]).await.unwrap().get::<_, i64>(0) == 0
     })

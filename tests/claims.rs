@@ -18,7 +18,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 fn exited() -> Facts {
-    Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: Some(false), error: None, tail: None }
+    Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: Some(false), error: None, dead: None, tail: None }
 }
 
 async fn submit_many(client: &Client, count: i32) {
@@ -41,7 +41,7 @@ async fn end(sql: &Sql, id: Uuid, epoch: i32) -> bool {
         return false;
     }
     let Some(epoch) = observe(sql, id, epoch, &exited(), None).await else { return false };
-    sql.finish(id, epoch, None).await.unwrap()
+    sql.finish(id, epoch, None).await.unwrap().is_some()
 }
 
 #[tokio::test]
@@ -299,7 +299,7 @@ async fn a_write_with_an_old_epoch_changes_nothing() {
         assert_eq!(sql.signalling(id, epoch, STOP, None).await.unwrap(), None, "signalling");
         assert_eq!(sql.signalled(id, epoch, None).await.unwrap(), None, "signalled");
         assert_eq!(observe(&sql, id, epoch, &late, None).await, None, "observe");
-        assert!(!sql.finish(id, epoch, None).await.unwrap(), "finish");
+        assert!(sql.finish(id, epoch, None).await.unwrap().is_none(), "finish");
         assert_eq!(row(&client, id).await, before);
     };
     let logs = async || client.query_one("select count(*) from sundown.agent_log", &[]).await.unwrap().get::<_, i64>(0);
@@ -323,12 +323,12 @@ async fn a_write_with_an_old_epoch_changes_nothing() {
     old(id, taken_over).await;
     assert_eq!(sql.signalling(id, ending, STOP, None).await.unwrap(), Some(false));
     old(id, taken_over).await;
-    let facts = Facts { state: "expired", reason: None, exit_code: Some(143), oom_killed: None, error: None, tail: None };
+    let facts = Facts { state: "expired", reason: None, exit_code: Some(143), oom_killed: None, error: None, dead: None, tail: None };
     let seen = observe(&sql, id, ending, &facts, None).await.unwrap();
     old(id, ending).await;
     assert_eq!(logs().await, 0, "no log of a lost lease");
-    assert!(sql.finish(id, seen, None).await.unwrap());
-    assert!(!sql.finish(id, seen, None).await.unwrap(), "once");
+    assert!(sql.finish(id, seen, None).await.unwrap().is_some());
+    assert!(sql.finish(id, seen, None).await.unwrap().is_none(), "once");
     assert_eq!(slot(&client, host).await, (10, 0, 0));
 }
 
@@ -367,7 +367,7 @@ async fn a_batch_finishes_only_those_whose_lease_is_ours() {
         batch.push((id, if turn == 2 { epoch - 1 } else { epoch }));
     }
     let ended = join_all(batch.iter().map(|(id, epoch)| sql.finish(*id, *epoch, None))).await;
-    let ended: Vec<bool> = ended.into_iter().map(Result::unwrap).collect();
+    let ended: Vec<bool> = ended.into_iter().map(|ended| ended.unwrap().is_some()).collect();
     assert_eq!(ended, [true, false, false, true], "the others: alive, lost");
     assert_eq!(slot(&client, here).await, (10, 2, 2));
     assert_eq!(slot(&client, there).await, (10, 0, 0), "each host has its place back");

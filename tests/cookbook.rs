@@ -189,7 +189,7 @@ impl Scene {
 
     async fn finish(&self, claim: Claim, facts: Facts) -> Uuid {
         let epoch = self.sql.observe(&claim, self.replica, LEASE, &facts, None).await.unwrap().expect("nobody else is at it");
-        assert!(self.sql.finish(claim.id, epoch, None).await.unwrap());
+        assert!(self.sql.finish(claim.id, epoch, None).await.unwrap().is_some());
         claim.id
     }
 
@@ -201,7 +201,7 @@ impl Scene {
 }
 
 fn facts(state: &'static str, reason: Option<&'static str>) -> Facts {
-    Facts { state, reason, exit_code: None, oom_killed: None, error: None, tail: None }
+    Facts { state, reason, exit_code: None, oom_killed: None, error: None, dead: None, tail: None }
 }
 
 /// The agents that the assertions name.

@@ -62,7 +62,7 @@ async fn an_application_submits_extends_ends_and_looks_and_reads_no_secret() {
         .unwrap()
         .get(0);
     app.execute("select sundown.extend($1, '10 min')", &[&id]).await.unwrap();
-    for view in ["agents", "overdue", "events", "hosts", "replicas"] {
+    for view in ["agents", "overdue", "events", "hosts", "replicas", "lateness"] {
         app.execute(&format!("select * from sundown.{view}"), &[]).await.unwrap();
     }
     let state: String = app.query_one("select sundown.terminate($1)", &[&id]).await.unwrap().get(0);

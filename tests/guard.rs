@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use harness::{Db, claim, host, observe, place, refusal, run, submit};
 use sundown::sql::Sql;
 use sundown::sql::work::Facts;
+use tokio::time::Instant;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -28,14 +29,18 @@ async fn agent_in(db: &Client, sql: &Sql, host: i32, state: &str) -> Uuid {
         sql.terminate(id, "a test").await.unwrap();
     }
     let facts = match state {
-        "succeeded" => Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: None, error: None, tail: None },
-        "failed" => Facts { state: "failed", reason: Some("exited"), exit_code: Some(3), oom_killed: None, error: None, tail: None },
-        "expired" => Facts { state: "expired", reason: None, exit_code: None, oom_killed: None, error: None, tail: None },
+        "succeeded" => {
+            Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: None, error: None, dead: None, tail: None }
+        }
+        "failed" => {
+            Facts { state: "failed", reason: Some("exited"), exit_code: Some(3), oom_killed: None, error: None, dead: None, tail: None }
+        }
+        "expired" => Facts { state: "expired", reason: None, exit_code: None, oom_killed: None, error: None, dead: None, tail: None },
         _ => return id,
     };
     let row = db.query_one("select epoch from sundown.agent_live where id = $1", &[&id]).await.unwrap();
     let epoch = observe(sql, id, row.get(0), &facts, None).await.unwrap();
-    assert!(sql.finish(id, epoch, None).await.unwrap());
+    assert!(sql.finish(id, epoch, None).await.unwrap().is_some());
     id
 }
 
@@ -332,7 +337,9 @@ async fn what_was_seen_of_an_end_is_final() {
     let host = host(&sql, 10).await;
     submit(&client, "").await;
     let (id, epoch) = run(&sql, host, None).await;
-    let facts = Facts { state: "failed", reason: Some("exited"), exit_code: Some(3), oom_killed: Some(false), error: None, tail: None };
+    let dead = Some(Instant::now());
+    let facts =
+        Facts { state: "failed", reason: Some("exited"), exit_code: Some(3), oom_killed: Some(false), error: None, dead, tail: None };
     let seen = observe(&sql, id, epoch, &facts, None).await.unwrap();
     for change in [
         "exit_code = 0",
@@ -341,14 +348,17 @@ async fn what_was_seen_of_an_end_is_final() {
         "ended_reason = 'vanished'",
         "oom_killed = true",
         "observed_at = now() + '1s'",
+        "dead_at = now() + '1s'",
+        "dead_at = null",
         "observed_at = null, ended_state = null, ended_reason = null",
     ] {
         let error = client.execute(&format!("update sundown.agent_live set {change} where id = $1"), &[&id]).await.expect_err(change);
         assert_eq!(refusal(&error), ("SD403".to_owned(), "facts_are_final".to_owned()), "{change}");
     }
-    let other = Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: None, error: None, tail: None };
+    let other =
+        Facts { state: "succeeded", reason: Some("exited"), exit_code: Some(0), oom_killed: None, error: None, dead: None, tail: None };
     assert_eq!(observe(&sql, id, seen, &other, None).await, None, "seen once");
-    assert!(sql.finish(id, seen, None).await.unwrap());
+    assert!(sql.finish(id, seen, None).await.unwrap().is_some());
     let row = client.query_one("select state, exit_code from sundown.agent_outcome where id = $1", &[&id]).await.unwrap();
     assert_eq!((row.get::<_, &str>(0), row.get::<_, i32>(1)), ("failed", 3));
 }
@@ -410,9 +420,10 @@ async fn each_transition_leaves_one_event() {
     assert_eq!(claimed.len(), 1);
     sql.signalling(id, claimed[0].epoch, harness::STOP, None).await.unwrap().unwrap();
     sql.signalled(id, claimed[0].epoch, None).await.unwrap().unwrap();
-    let facts = Facts { state: "expired", reason: None, exit_code: Some(143), oom_killed: Some(false), error: None, tail: None };
+    let facts =
+        Facts { state: "expired", reason: None, exit_code: Some(143), oom_killed: Some(false), error: None, dead: None, tail: None };
     let epoch = observe(&sql, id, claimed[0].epoch, &facts, None).await.unwrap();
-    assert!(sql.finish(id, epoch, None).await.unwrap());
+    assert!(sql.finish(id, epoch, None).await.unwrap().is_some());
     let (pending, running, terminating) = ("pending", "running", "terminating");
     assert_eq!(
         events_of(&client, id).await,

@@ -62,7 +62,7 @@ fn every_guarantee_names_a_test_that_exists() {
 #[test]
 fn what_is_marked_runs_on_a_real_daemon() {
     let readme = text("README.md");
-    let real: String = ["tests/e2e.rs", "tests/embedded.rs", "tests/docker.rs"].map(text).concat()
+    let real: String = ["tests/e2e.rs", "tests/embedded.rs", "tests/docker.rs", "tests/kills.rs"].map(text).concat()
         + &sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e_faults"));
     for (name, marked) in named(chapter(&readme, "Guarantees")) {
         assert!(!marked || real.contains(&format!("fn {name}(")), "{name} needs no daemon");

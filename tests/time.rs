@@ -4,12 +4,14 @@
 
 mod harness;
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use harness::{Db, START, STOP, claim, host, observe, place, refusal};
 use sundown::docker::Tail;
 use sundown::sql::Sql;
 use sundown::sql::work::{Facts, Placed};
+use tokio::time::Instant;
 use tokio_postgres::types::{FromSqlOwned, Type};
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
@@ -865,7 +867,7 @@ async fn whatever_should_be_over_is_overdue_however_often_it_is_tried_again() {
 
 fn exited(code: i32) -> Facts {
     let state = if code == 0 { "succeeded" } else { "failed" };
-    Facts { state, reason: Some("exited"), exit_code: Some(code), oom_killed: Some(false), error: None, tail: None }
+    Facts { state, reason: Some("exited"), exit_code: Some(code), oom_killed: Some(false), error: None, dead: None, tail: None }
 }
 
 #[tokio::test]
@@ -886,14 +888,56 @@ async fn the_end_is_recorded_at_the_instants_at_which_it_was_seen_and_written() 
     assert_eq!(w.terminate(id, w.at(4.5)).await.as_deref(), Ok("running"));
     let row = claim(&w.sql, w.host, Some(w.at(6.0))).await.remove(0);
     assert_eq!((row.state.as_str(), row.observed, row.epoch), ("running", true, seen + 1));
-    assert!(!w.sql.finish(id, seen, Some(w.at(7.0))).await.unwrap(), "its lease was lost");
-    assert!(w.sql.finish(id, row.epoch, Some(w.at(7.0))).await.unwrap());
+    assert!(w.sql.finish(id, seen, Some(w.at(7.0))).await.unwrap().is_none(), "its lease was lost");
+    assert!(w.sql.finish(id, row.epoch, Some(w.at(7.0))).await.unwrap().is_some());
     assert_eq!(w.outcome(id).await, ("succeeded".to_owned(), "exited".to_owned(), w.at(7.0)));
     let ask = "select o.observed_at, o.started_at, g.tail, g.taken_at from sundown.agent_outcome o join sundown.agent_log g using (id) where id = $1";
     let row = w.client.query_one(ask, &[&id]).await.unwrap();
     assert_eq!((row.get::<_, SystemTime>(0), row.get::<_, SystemTime>(1)), (w.at(4.0), w.at(0.0)));
     assert_eq!((row.get::<_, Vec<u8>>(2), row.get::<_, SystemTime>(3)), (b"bye\0".to_vec(), w.at(4.0)));
     assert_eq!(w.terminate(id, w.at(8.0)).await.as_deref(), Ok("succeeded"), "asked too late: how it had ended");
+}
+
+#[tokio::test]
+async fn lateness_counts_from_the_deadline_or_from_the_wish() {
+    let w = World::new().await;
+    let died = |ago: u64| Instant::now().checked_sub(Duration::from_millis(ago));
+    let expired = |dead| Facts { state: "expired", reason: None, exit_code: Some(137), oom_killed: None, error: None, dead, tail: None };
+    let (deadline, _) = w.running("ttl => '5s', grace => '0s'", w.at(0.0)).await;
+    let (wish, _) = w.running("ttl => '1h'", w.at(0.0)).await;
+    let (unseen, _) = w.running("ttl => '5s'", w.at(0.0)).await;
+    let (itself, epoch) = w.running("ttl => '5s'", w.at(0.0)).await;
+    let seen = observe(&w.sql, itself, epoch, &Facts { dead: died(100), ..exited(0) }, Some(w.at(1.0))).await.unwrap();
+    assert_eq!(w.sql.finish(itself, seen, Some(w.at(1.0))).await.unwrap().unwrap().late.map(|late| late.decision), None);
+    w.terminate(wish, w.at(5.5)).await.unwrap();
+    let mut late = HashMap::new();
+    for row in claim(&w.sql, w.host, Some(w.at(6.0))).await {
+        let facts = expired(if row.id == unseen { None } else { died(500) });
+        let epoch = observe(&w.sql, row.id, row.epoch, &facts, Some(w.at(7.5))).await.unwrap();
+        let ended = w.sql.finish(row.id, epoch, Some(w.at(8.0))).await.unwrap().unwrap();
+        late.insert(row.id, ended.late);
+    }
+    // How long ago it died is measured until it is written down.
+    let about = |seconds: f64| seconds - 0.4..=seconds;
+    let told = late[&deadline].unwrap();
+    assert_eq!((told.decision, told.confirmed), (1.0, 2.5));
+    assert!(about(2.0).contains(&told.dead.unwrap()), "{told:?}");
+    assert!(late[&wish].is_none() && late[&unseen].unwrap().dead.is_none());
+    let ask = "select extract(epoch from decision)::float8, extract(epoch from dead)::float8, extract(epoch from confirmed)::float8
+                 from sundown.lateness where id = $1";
+    for (id, decision, dead, confirmed) in
+        [(deadline, Some(1.0), Some(2.0), 2.5), (wish, None, Some(1.5), 2.0), (unseen, Some(1.0), None, 2.5)]
+    {
+        let row = w.client.query_one(ask, &[&id]).await.unwrap();
+        assert_eq!((row.get::<_, Option<f64>>(0), row.get::<_, f64>(2)), (decision, confirmed));
+        let shown: Option<f64> = row.get(1);
+        assert!(shown.is_some() == dead.is_some() && shown.iter().zip(dead).all(|(shown, dead)| about(dead).contains(shown)), "{shown:?}");
+    }
+    assert!(w.client.query_opt(ask, &[&itself]).await.unwrap().is_none(), "nobody ended it");
+    let (lost, _) = w.running("ttl => '1h'", w.at(9.0)).await;
+    w.client.execute("select sundown.forget_host($1)", &[&w.host]).await.unwrap();
+    let row = w.client.query_one("select dead_at is null from sundown.agent_outcome where id = $1", &[&lost]).await.unwrap();
+    assert!(row.get::<_, bool>(0), "nobody saw it die");
 }
 
 #[tokio::test]

@@ -35,8 +35,8 @@ begin
                 when n.epoch < o.epoch then 'epoch_never_falls'
                 when o.container_id <> n.container_id or (o.container_id is not null and n.container_id is null) then 'container_set_once'
                 when o.host <> 0 and n.host <> o.host then 'host_set_once'
-                when o.observed_at is not null and (n.observed_at, n.ended_state, n.ended_reason, n.exit_code, n.oom_killed)
-                     is distinct from (o.observed_at, o.ended_state, o.ended_reason, o.exit_code, o.oom_killed) then 'facts_are_final'
+                when o.observed_at is not null and (n.observed_at, n.dead_at, n.ended_state, n.ended_reason, n.exit_code, n.oom_killed)
+                     is distinct from (o.observed_at, o.dead_at, o.ended_state, o.ended_reason, o.exit_code, o.oom_killed) then 'facts_are_final'
                 when o.reason is not null and n.reason is distinct from o.reason then 'reason_set_once'
                 else 'legal_transition' end as rule
       into bad
@@ -46,8 +46,8 @@ begin
         or n.epoch < o.epoch
         or o.container_id <> n.container_id or (o.container_id is not null and n.container_id is null)
         or (o.host <> 0 and n.host <> o.host)
-        or (o.observed_at is not null and (n.observed_at, n.ended_state, n.ended_reason, n.exit_code, n.oom_killed)
-            is distinct from (o.observed_at, o.ended_state, o.ended_reason, o.exit_code, o.oom_killed))
+        or (o.observed_at is not null and (n.observed_at, n.dead_at, n.ended_state, n.ended_reason, n.exit_code, n.oom_killed)
+            is distinct from (o.observed_at, o.dead_at, o.ended_state, o.ended_reason, o.exit_code, o.oom_killed))
         or (o.reason is not null and n.reason is distinct from o.reason)
         or (n.state <> o.state and (o.state, n.state) not in (('pending', 'running'), ('pending', 'terminating'), ('running', 'terminating')))
      limit 1;

@@ -9,8 +9,8 @@ use tokio_postgres::types::{FromSqlOwned, Type};
 use uuid::Uuid;
 
 use super::batch::{Patience, Question};
-use super::work::{Claim, Facts};
-use super::{Now, Param, Sql};
+use super::work::{Claim, Ended, Facts, Late};
+use super::{Ago, Now, Param, Sql};
 use crate::error::Error;
 
 /// Who takes a step: an agent, and the epoch under which it is taken.
@@ -73,9 +73,9 @@ impl Sql {
         Ok(self.shared.observe.ask(self, step, now).await?.map(|()| row.epoch + 1))
     }
 
-    /// Last step of the finish: the outcome. False: the lease was lost, or it has ended.
-    pub async fn finish(&self, id: Uuid, epoch: i32, now: Now) -> Result<bool, Error> {
-        Ok(self.shared.finish.ask(self, Finish((id, epoch)), now).await?.is_some())
+    /// Last step of the finish: the outcome. `None`: the lease was lost, or it has ended.
+    pub async fn finish(&self, id: Uuid, epoch: i32, now: Now) -> Result<Option<Ended>, Error> {
+        self.shared.finish.ask(self, Finish((id, epoch)), now).await
     }
 
     /// One statement for steps of many: `own` are its parameters after ids and epochs and before the patience.
@@ -105,6 +105,14 @@ fn fenced(row: &Row) -> Result<Fence, Error> {
 /// The fence of a row and one column of it.
 fn with<T: FromSqlOwned>(column: &str) -> impl Fn(&Row) -> Result<(Fence, T), Error> {
     move |row| Ok((fenced(row)?, row.try_get(column)?))
+}
+
+fn ended(row: &Row) -> Result<Ended, Error> {
+    let late = match (row.try_get("decision")?, row.try_get("confirmed")?) {
+        (Some(decision), Some(confirmed)) => Some(Late { decision, dead: row.try_get("dead")?, confirmed }),
+        _ => None,
+    };
+    Ok(Ended { late })
 }
 
 impl Question for RecordContainer {
@@ -162,6 +170,7 @@ impl Question for Observe {
         let errors: Vec<Option<&str>> = facts().map(|facts| facts.error.as_deref()).collect();
         let tails: Vec<Option<&[u8]>> = facts().map(|facts| facts.tail.as_ref().map(|tail| tail.bytes.as_slice())).collect();
         let truncated: Vec<bool> = facts().map(|facts| facts.tail.as_ref().is_some_and(|tail| tail.truncated)).collect();
+        let dead: Vec<Option<Ago>> = facts().map(|facts| facts.dead.map(Ago)).collect();
         let own: &[Param<'_>] = &[
             (&replicas, Type::INT4_ARRAY),
             (&leases, Type::FLOAT8_ARRAY),
@@ -172,6 +181,7 @@ impl Question for Observe {
             (&errors, Type::TEXT_ARRAY),
             (&tails, Type::BYTEA_ARRAY),
             (&truncated, Type::BOOL_ARRAY),
+            (&dead, Type::FLOAT8_ARRAY),
             (&now, Type::TIMESTAMPTZ),
         ];
         // Seen, an agent has a new epoch; the answer belongs to whoever asked under the one before.
@@ -180,10 +190,10 @@ impl Question for Observe {
 }
 
 impl Question for Finish {
-    type Answer = Option<()>;
+    type Answer = Option<Ended>;
 
-    async fn ask(sql: &Sql, steps: &[Self], now: Now, patience: Patience) -> Result<Vec<Option<()>>, Error> {
+    async fn ask(sql: &Sql, steps: &[Self], now: Now, patience: Patience) -> Result<Vec<Option<Ended>>, Error> {
         let fences: Vec<Fence> = steps.iter().map(|step| step.0).collect();
-        sql.steps(super::FINISH, &fences, &[(&now, Type::TIMESTAMPTZ)], patience, |row| Ok((fenced(row)?, ()))).await
+        sql.steps(super::FINISH, &fences, &[(&now, Type::TIMESTAMPTZ)], patience, |row| Ok((fenced(row)?, ended(row)?))).await
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
@@ -128,8 +129,28 @@ pub struct Facts {
     pub oom_killed: Option<bool>,
     /// In words.
     pub error: Option<String>,
+    /// When its process was known to be dead.
+    pub dead: Option<Instant>,
     /// The last output, once it was read.
     pub tail: Option<Tail>,
+}
+
+/// An agent whose outcome was written: known by its id, and by how late it was.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended {
+    /// `None`: it did not reach its deadline.
+    pub late: Option<Late>,
+}
+
+/// By how many seconds after its deadline an end came; with all that the agent took of its grace.
+#[derive(Debug, Clone, Copy)]
+pub struct Late {
+    /// It was decided.
+    pub decision: f64,
+    /// Its process was known to be dead. `None`: nobody knows.
+    pub dead: Option<f64>,
+    /// Docker said that it has ended.
+    pub confirmed: f64,
 }
 
 impl Sql {

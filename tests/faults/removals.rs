@@ -43,7 +43,8 @@ impl Bench {
         submit(&self.client, "").await;
         let (id, epoch) = run(&self.replica.sql, self.link.id, None).await;
         self.fake.run(&container(id), &[]);
-        let facts = Facts { state: "failed", reason: Some("exited"), exit_code: Some(1), oom_killed: None, error: None, tail: None };
+        let facts =
+            Facts { state: "failed", reason: Some("exited"), exit_code: Some(1), oom_killed: None, error: None, dead: None, tail: None };
         observe(&self.replica.sql, id, epoch, &facts, None).await.unwrap();
         id
     }
