@@ -12,7 +12,7 @@ use tokio_postgres::{AsyncMessage, Client, NoTls};
 use crate::harness::Db;
 use crate::row::{Figure, Goal, Row, Second};
 use crate::series::Series;
-use crate::world::{Clock, World};
+use crate::world::{Clock, Transactions, World};
 use crate::{Measured, Scale};
 
 /// Agents that live on meanwhile.
@@ -156,23 +156,31 @@ struct Decided {
 
 async fn decided(scale: Scale, replicas: usize, name: &'static str) -> Decided {
     let world = World::new(replicas, &ROOM).await;
-    let (rounds, seconds) = (scale.pick(1, 2, 4), scale.pick(1.0, 4.0, 12.0));
+    let (rounds, seconds) = (scale.pick(1, 2, 4), scale.pick(2.0, 4.0, 10.0));
     let (living, count) = (scale.pick(20, LIVING, LIVING), (RATE * seconds) as usize);
     let ids = world.run(living + rounds * count, "busybox").await;
     // In another database, so that its transactions are none of ours.
     let elsewhere = Db::empty().await;
     let asking = elsewhere.client().await;
-    let before = world.transactions().await;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let transactions = Transactions::of(&world).await;
+    let (mut ours, mut theirs, mut done, mut met) = (Vec::new(), Vec::new(), 0.0, 0.0);
     for round in ids[living..].chunks(count) {
         world.due(round, 1.5, seconds).await;
-        sleep(Duration::from_secs_f64(seconds + 1.5)).await;
+        // Looked at while it is steady.
+        sleep(Duration::from_secs_f64(1.5 + seconds * 0.2)).await;
+        let (before, from) = transactions.so_far().await;
+        sleep(Duration::from_secs_f64(seconds * 0.75)).await;
+        let (after, to) = transactions.so_far().await;
+        sleep(Duration::from_secs_f64(seconds * 0.05)).await;
         world.ended(round).await;
         ours.push(world.outcomes(round, "extract(epoch from o.decided_at - o.expires_at) * 1000").await);
+        let deadlines = world.outcomes(round, "extract(epoch from o.expires_at)").await;
+        done += after - before;
+        met += deadlines.iter().filter(|deadline| (from..to).contains(*deadline)).count() as f64;
         theirs.push(timers(&asking, count, seconds).await);
     }
     let all = ours.concat();
-    let transactions = (world.transactions().await - before) / all.len() as f64;
+    let transactions = done / met.max(1.0);
     assert!(all.iter().all(|late| *late >= 0.0), "a decision before its deadline");
     let row = Row {
         name,

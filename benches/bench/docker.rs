@@ -94,7 +94,7 @@ pub async fn start_raw(docker: &Docker, body: &ContainerCreateBody, count: usize
 async fn starts_and_deaths(scale: Scale, world: &World, docker: &Docker) -> Vec<Row> {
     let (mut our_rates, mut their_rates, mut deaths) = (Vec::new(), Vec::new(), Deaths::default());
     let crowd = scale.pick(4, CROWD, CROWD);
-    for _ in 0..scale.pick(1, 2, 5) {
+    for _ in 0..scale.pick(1, 1, 5) {
         let ids = world.run(crowd, &image()).await;
         let span = "select extract(epoch from max(l.started_at) - min(a.created_at))::float8
                       from sundown.agent_live l join sundown.agent a using (id) where l.id = any ($1)";

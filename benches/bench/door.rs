@@ -23,9 +23,9 @@ pub async fn rows(scale: Scale) -> Vec<Row> {
 
 /// One client, and nobody else: what is shared with others must not be waited for.
 async fn alone(scale: Scale, world: &World) -> Row {
-    let (url, address, seconds) = (world.db.url(), &world.replicas[0].address, scale.pick(1, 2, 5));
+    let (url, address, seconds) = (world.db.url(), &world.replicas[0].address, scale.pick(1, 1, 3));
     let (mut ours, mut bare, mut called) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..scale.pick(1, 3, 5) {
+    for _ in 0..scale.pick(1, 2, 5) {
         ours.push(Load::of(clients::submit(address, 1, BODY, Duration::from_secs(seconds.into())).await).latencies);
         bare.push(run(&url, &script("insert_bare"), 1, Length::Seconds(seconds), &[]).await.latencies);
         called.push(run(&url, &script("submit"), 1, Length::Seconds(seconds), &[("notify", "auto")]).await.latencies);
@@ -53,9 +53,9 @@ fn added(ours: &[Vec<f64>], bare: &[Vec<f64>]) -> f64 {
 }
 
 async fn submissions(scale: Scale, world: &World) -> [Row; 2] {
-    let (url, address, seconds) = (world.db.url(), &world.replicas[0].address, scale.pick(1, 2, 8));
+    let (url, address, seconds) = (world.db.url(), &world.replicas[0].address, scale.pick(3, 2, 8));
     let (mut ours, mut bare, mut told, mut untold, mut times) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..scale.pick(1, 3, 5) {
+    for _ in 0..scale.pick(1, 2, 5) {
         let load = Load::of(clients::submit(address, CLIENTS, BODY, Duration::from_secs(seconds.into())).await);
         ours.push(load.rate);
         times.push(load.latencies);
@@ -90,7 +90,7 @@ async fn submissions(scale: Scale, world: &World) -> [Row; 2] {
 async fn deletes(scale: Scale, world: &World) -> [Row; 2] {
     let (url, addresses, each) = (world.db.url(), [world.replicas[0].address.as_str()], scale.pick(20, 120, 600));
     let (mut ours, mut theirs, mut our_times, mut their_times) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..scale.pick(1, 3, 5) {
+    for _ in 0..scale.pick(1, 2, 5) {
         let crowd = world.crowd(CLIENTS * each, 3600.0).await;
         let load = clients::run(&addresses, CLIENTS, 202, move |client, sent| {
             (sent < each).then(|| ("DELETE", format!("/agents/{}", member(&crowd, client * each + sent)), ""))

@@ -33,10 +33,10 @@ async fn expiries(scale: Scale) -> Vec<Row> {
     let script = Script::new();
     let count = scale.pick(100, 1000, 2000);
     let (mut ours, mut many, mut theirs, mut bare) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..scale.pick(1, 3, 5) {
+    for _ in 0..scale.pick(1, 2, 5) {
         ours.push(expired(&one, count).await);
-        theirs.push(script.expired(&one, scale.pick(400, 4000, 10_000)).await);
-        bare.push(bare_expired(&one, scale.pick(400, 4000, 10_000)).await);
+        theirs.push(script.expired(&one, scale.pick(1600, 4000, 10_000)).await);
+        bare.push(bare_expired(&one, scale.pick(1600, 4000, 10_000)).await);
         many.push(expired(&eight, count).await);
     }
     let row = |name, sundown, yardstick, against, goal, second, note| Row {

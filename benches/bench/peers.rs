@@ -16,6 +16,9 @@ use crate::harness::Db;
 use crate::row::{Figure, Goal, Row};
 use crate::world::World;
 
+/// How long one may take for all that it is asked.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 struct Peer {
     name: &'static str,
     /// The names of its rows.
@@ -90,24 +93,27 @@ struct Said {
 }
 
 impl Peer {
-    /// In a database of its own.
-    async fn measure(&self, singles: usize, crowd: usize) -> Said {
+    /// In a database of its own. An error says why it could not be measured: that is no failure of ours.
+    async fn measure(&self, singles: usize, crowd: usize) -> Result<Said, String> {
         let (place, db) = (place().unwrap(), Db::empty().await);
         let program = if self.program.contains('/') { place.join(self.program) } else { self.program.into() };
         let mut command = Command::new(program);
         command.arg(place.join(self.script)).arg(db.url()).args([singles.to_string(), crowd.to_string()]).current_dir(&place);
         let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
-        let output = tokio::time::timeout(Duration::from_secs(300), output).await.expect("a peer ends within five minutes").unwrap();
+        let output = tokio::time::timeout(PATIENCE, output).await.map_err(|_| "it does not end".to_owned())?;
+        let output = output.map_err(|error| error.to_string())?;
         let (said, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{}: {said}{complaint}", self.name);
-        serde_json::from_str(said.lines().last().unwrap_or_default()).unwrap_or_else(|error| panic!("{}: {error}: {said}", self.name))
+        if !output.status.success() {
+            return Err(format!("{}\n{said}{complaint}", output.status));
+        }
+        serde_json::from_str(said.lines().last().unwrap_or_default()).map_err(|error| format!("{error}: {said}"))
     }
 }
 
 /// Ours and theirs in turn.
 pub async fn rows(scale: Scale) -> Vec<Row> {
-    let peers = installed();
-    for peer in PEERS.iter().filter(|peer| !peers.iter().any(|installed| installed.name == peer.name)) {
+    let mut peers: Vec<(&Peer, Vec<Said>)> = installed().into_iter().map(|peer| (peer, Vec::new())).collect();
+    for peer in PEERS.iter().filter(|peer| !peers.iter().any(|(installed, _)| installed.name == peer.name)) {
         println!("skipped: {}, for it is not installed", peer.name);
     }
     if peers.is_empty() {
@@ -116,25 +122,32 @@ pub async fn rows(scale: Scale) -> Vec<Row> {
     let (rounds, singles) = (scale.pick(1, 2, 3), scale.pick(5, 40, 100));
     let mut pickup = Pickup::new().await;
     let (mut ours, mut notified, mut drains) = (Vec::new(), Vec::new(), Vec::new());
-    let mut theirs: Vec<Vec<Said>> = peers.iter().map(|_| Vec::new()).collect();
     for _ in 0..rounds {
         let (placed, heard) = pickup.round(singles).await;
         ours.push(placed);
         notified.push(heard);
         drains.push(drained(scale).await);
-        for (peer, said) in peers.iter().zip(&mut theirs) {
-            said.push(peer.measure(singles, scale.pick(500, peer.crowd / 4, peer.crowd)).await);
+        let mut measured = Vec::new();
+        for (peer, mut all) in peers {
+            match peer.measure(singles, scale.pick(500, peer.crowd / 4, peer.crowd)).await {
+                Ok(said) => {
+                    all.push(said);
+                    measured.push((peer, all));
+                }
+                Err(why) => println!("skipped: {}, for it failed: {why}", peer.name),
+            }
         }
+        peers = measured;
     }
     let best = |share| {
-        let each = peers.iter().zip(&theirs).map(|(peer, said)| (*peer, &said[0].version, picked(said, share)));
-        each.min_by(|(_, _, one), (_, _, other)| one.value.total_cmp(&other.value)).unwrap()
+        let each = peers.iter().map(|(peer, said)| (*peer, &said[0].version, picked(said, share)));
+        each.min_by(|(_, _, one), (_, _, other)| one.value.total_cmp(&other.value))
     };
     let mut rows = crate::deadlines::pickup_rows(&ours, &notified, |share| {
-        let (peer, version, figure) = best(share);
+        let (peer, version, figure) = best(share)?;
         Some((figure, format!("{} {version}, the best peer of this run: from its insert to the start of the job", peer.name)))
     });
-    for (peer, said) in peers.iter().zip(&theirs) {
+    for (peer, said) in &peers {
         let (version, late) = (&said[0].version, picked(said, 0.99).value);
         rows.push(Row {
             name: peer.picked_up,

@@ -15,7 +15,7 @@ const RIGHT: f64 = 20.0;
 const TOP: f64 = 44.0;
 const BOTTOM: f64 = 52.0;
 const COLOURS: [&str; 5] = ["#3584e4", "#e66100", "#26a269", "#9141ac", "#c64600"];
-const STYLE: &str = "text { font: 12px sans-serif; fill: #57606a } .grid { stroke: #8c959f; stroke-opacity: .35 } \
+const STYLE: &str = "text { font: 12px sans-serif; fill: #6e7781 } .grid { stroke: #8c959f; stroke-opacity: .35 } \
      @media (prefers-color-scheme: dark) { text { fill: #b1bac4 } }";
 
 /// Draws all of them into a directory, and says so.

@@ -35,7 +35,7 @@ impl Series {
             counts[((sample / width) as usize).min(bins - 1)] += 1.0;
         }
         let points = counts.into_iter().enumerate().map(|(bin, count)| (bin as f64 * width, count)).collect();
-        Self { plot: "lateness", kind: Kind::Histogram, name, over: "lateness, ms", unit: "deadlines", points }
+        Self { plot: "lateness", kind: Kind::Histogram, name, over: "lateness, ms; the last bar is all beyond", unit: "deadlines", points }
     }
 
     /// How often something happened in each second, given the instants as seconds. The last second is not whole, and left out.

@@ -11,9 +11,6 @@ use crate::fake_docker::{Call, FakeDocker};
 use crate::harness::Db;
 use crate::harness::replica::Replica;
 
-/// A session that is idle says ten seconds later what it did.
-const REPORTED: Duration = Duration::from_secs(11);
-
 /// A host that no replica serves: what is there is nobody's but the benchmark's.
 pub const NOBODYS: i32 = 1_000_000;
 
@@ -84,7 +81,7 @@ impl World {
     /// they are counted from an instant that is the same for all, and still to come when the last of them is told.
     pub async fn due(&self, ids: &[Uuid], first: f64, spread: f64) {
         let statement =
-            "select count(sundown.extend(id, make_interval(secs => 0.001 + random() * $3), at => now() + make_interval(secs => $2)))
+            "select count(sundown.extend(id, make_interval(secs => 0.001 + random() * $3::float8), at => now() + make_interval(secs => $2)))
                            from unnest($1::uuid[]) id";
         self.client.query_one(statement, &[&ids, &first, &spread]).await.unwrap();
     }
@@ -92,18 +89,10 @@ impl World {
     /// Gives each of these a deadline `step` seconds after the one before it, from `first` seconds on. Answers the deadlines by the
     /// database's clock, as seconds since 1970.
     pub async fn due_apart(&self, ids: &[Uuid], first: f64, step: f64) -> Vec<f64> {
-        let statement = "select extract(epoch from sundown.extend(u.id, make_interval(secs => 0.001 + $3 * (u.n - 1)),
+        let statement = "select extract(epoch from sundown.extend(u.id, make_interval(secs => 0.001 + $3::float8 * (u.n - 1)),
                                                                   at => now() + make_interval(secs => $2)))::float8
                            from unnest($1::uuid[]) with ordinality u (id, n) order by u.n";
         self.client.query(statement, &[&ids, &first, &step]).await.unwrap().iter().map(|row| row.get(0)).collect()
-    }
-
-    /// How many transactions there were in this database so far, its sessions having had the time to report them. Asked from another one.
-    pub async fn transactions(&self) -> f64 {
-        sleep(REPORTED).await;
-        let name: String = self.client.query_one("select current_database()", &[]).await.unwrap().get(0);
-        let query = "select (xact_commit + xact_rollback)::float8 from pg_stat_database where datname = $1";
-        Db::empty().await.client().await.query_one(query, &[&name]).await.unwrap().get(0)
     }
 
     /// Waits until all of these have ended.
@@ -185,5 +174,28 @@ impl Clock {
     pub fn epoch(&self, instant: Instant) -> f64 {
         let (after, before) = (instant.saturating_duration_since(self.at), self.at.saturating_duration_since(instant));
         self.epoch + after.as_secs_f64() - before.as_secs_f64()
+    }
+}
+
+/// Counts the transactions of a world's database, from another one.
+pub struct Transactions {
+    name: String,
+    client: Client,
+    _elsewhere: Db,
+}
+
+impl Transactions {
+    pub async fn of(world: &World) -> Self {
+        let elsewhere = Db::empty().await;
+        let name = world.client.query_one("select current_database()", &[]).await.unwrap().get(0);
+        Self { name, client: elsewhere.client().await, _elsewhere: elsewhere }
+    }
+
+    /// So many so far, and the database's clock. A session that is at work says each second what it did; two looks in the midst of
+    /// steady work are late by as much.
+    pub async fn so_far(&self) -> (f64, f64) {
+        let query = "select (xact_commit + xact_rollback)::float8, extract(epoch from clock_timestamp())::float8 from pg_stat_database where datname = $1";
+        let row = self.client.query_one(query, &[&self.name]).await.unwrap();
+        (row.get(0), row.get(1))
     }
 }
