@@ -46,17 +46,17 @@ await pool.query(
   [CROWD],
 );
 let first = 0;
-let last = 0;
 let done = 0;
 started = () => {
-  last = now();
-  first ||= last;
+  first ||= now();
   done++;
 };
 worker = await begin();
-await until('all jobs are done', () => done >= CROWD);
+await until('all jobs have started', () => done >= CROWD);
+// Completions come in batches, later: a job is over when its row is gone.
+const left = async () => (await pool.query('select exists (select from graphile_worker._private_jobs) as left')).rows[0].left;
+await until('all jobs are done', async () => !(await left()));
+const took = now() - first;
 await worker.stop();
-const { rows } = await pool.query('select count(*)::int as left from graphile_worker._private_jobs');
-if (rows[0].left) throw new Error(`${rows[0].left} jobs are left`);
 await pool.end();
-report('graphile-worker', latencies, (CROWD * 1000) / (last - first));
+report('graphile-worker', latencies, (CROWD * 1000) / took);
