@@ -1,4 +1,5 @@
-//! Curves as SVG files, one for each plot. Colours that are readable on a light and on a dark ground; text follows the reader's theme.
+//! Curves as SVG files, one for each plot. Colours that are readable on a light and on a dark ground; text follows the reader's theme,
+//! which takes a style of our own, and is why no crate draws them.
 //!
 //! It must not know what is measured.
 
