@@ -146,7 +146,8 @@ async fn while_partitions_go(scale: Scale) -> Series {
     series
 }
 
-/// Outcomes per second while as many agents as ever are on their way, for so long.
+/// Outcomes per second while as many agents as ever are on their way, for so long. They live a second each, more or less: those that begin
+/// together must not end together.
 async fn steady(world: &World, plot: &'static str, name: String, seconds: u64) -> Series {
     let began = world.number("select extract(epoch from clock_timestamp())::float8").await;
     let until = Instant::now() + Duration::from_secs(seconds);
@@ -155,7 +156,7 @@ async fn steady(world: &World, plot: &'static str, name: String, seconds: u64) -
         // Counted by the small daemon: in the database every look would cost more, the longer a snapshot is held.
         let missing = UNDER_WAY.saturating_sub(submitted - world.removed().min(submitted));
         if missing > 0 {
-            let statement = "select sundown.submit(image => 'busybox', command => '{sleep,inf}', ttl => '1 s', grace => '0')
+            let statement = "select sundown.submit(image => 'busybox', command => '{sleep,inf}', ttl => make_interval(secs => 0.5 + random()), grace => '0')
                                from generate_series(1, $1::int8)";
             submitted += world.client.query(statement, &[&i64::try_from(missing).unwrap()]).await.unwrap().len();
         }
