@@ -13,16 +13,16 @@ use crate::load::Sample;
 /// A request: method, path, body.
 pub type Request = (&'static str, String, &'static str);
 
-/// As many clients, each sending what `next` says to it (its number, and how many it has sent) until it says nothing more. Every answer
-/// must have this status.
+/// As many clients of these replicas in turn, each sending what `next` says to it (its number, and how many it has sent) until it says
+/// nothing more. Every answer must have this status.
 pub async fn run(
-    address: &str,
+    addresses: &[&str],
     clients: usize,
     status: u16,
     next: impl Fn(usize, usize) -> Option<Request> + Send + Sync + 'static,
 ) -> Vec<Sample> {
     let next = Arc::new(next);
-    let connections = join_all((0..clients).map(|_| Connection::open(address))).await;
+    let connections = join_all((0..clients).map(|client| Connection::open(addresses[client % addresses.len()]))).await;
     let began = Instant::now();
     let running = connections.into_iter().enumerate().map(|(client, mut connection)| {
         let next = Arc::clone(&next);
@@ -43,7 +43,7 @@ pub async fn run(
 /// As many clients that submit the same for so long.
 pub async fn submit(address: &str, clients: usize, body: &'static str, how_long: Duration) -> Vec<Sample> {
     let until = Instant::now() + how_long;
-    run(address, clients, 201, move |_, _| (Instant::now() < until).then(|| ("POST", "/agents".to_owned(), body))).await
+    run(&[address], clients, 201, move |_, _| (Instant::now() < until).then(|| ("POST", "/agents".to_owned(), body))).await
 }
 
 struct Connection {

@@ -5,28 +5,24 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, resume_unwind};
-use std::time::Duration;
 
 use bollard::Docker;
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
-    RemoveVolumeOptions,
+    CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
 };
-use futures_util::future::join_all;
 use futures_util::{FutureExt, StreamExt, stream};
-use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use crate::Scale;
+use crate::deaths::{Deaths, singles};
 use crate::harness::docker::{image, installation};
 use crate::harness::replica::Replica;
-use crate::process::Mortals;
-use crate::row::{Figure, Goal, Row, percentile};
-use crate::world::{Clock, World};
+use crate::row::{Figure, Goal, Row};
+use crate::world::World;
 
 /// Marks the yardstick's containers.
-const LABEL: &str = "sundown-bench";
+pub const LABEL: &str = "sundown-bench";
 /// Starts, and deadlines, at once.
 const CROWD: usize = 50;
 
@@ -49,11 +45,11 @@ pub async fn rows(scale: Scale) -> Vec<Row> {
     clear(&docker, LABEL).await;
     let volume = ours.replace("sundown.installation=", "sundown-host-");
     let _gone = docker.remove_volume(&volume, None::<RemoveVolumeOptions>).await;
-    measured.unwrap_or_else(|panic| resume_unwind(panic)).into()
+    measured.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// Removes every container with a label.
-async fn clear(docker: &Docker, label: &str) {
+pub async fn clear(docker: &Docker, label: &str) {
     let filters = HashMap::from([("label".to_owned(), vec![label.to_owned()])]);
     let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
     let left = docker.list_containers(Some(options)).await.unwrap_or_default();
@@ -66,7 +62,7 @@ async fn remove(docker: &Docker, id: &str) {
 }
 
 /// What one of Sundown's containers is made from, without what says that it is Sundown's.
-async fn like(docker: &Docker, agent: Uuid) -> ContainerCreateBody {
+pub async fn like(docker: &Docker, agent: Uuid) -> ContainerCreateBody {
     let seen = docker.inspect_container(&format!("sundown-{agent}"), None).await.unwrap();
     let config = seen.config.unwrap();
     ContainerCreateBody {
@@ -82,8 +78,9 @@ async fn like(docker: &Docker, agent: Uuid) -> ContainerCreateBody {
     }
 }
 
-/// Creates and starts so many, `width` at once. Answers their ids.
-async fn start_raw(docker: &Docker, body: &ContainerCreateBody, count: usize, width: usize) -> Vec<String> {
+/// Creates and starts so many, 8 at once for each core. Answers their ids.
+pub async fn start_raw(docker: &Docker, body: &ContainerCreateBody, count: usize) -> Vec<String> {
+    let width = 8 * std::thread::available_parallelism().map_or(1, usize::from);
     let one = |_| async move {
         let options = CreateContainerOptionsBuilder::new().name(&format!("{LABEL}-{}", Uuid::new_v4())).build();
         let id = docker.create_container(Some(options), body.clone()).await.unwrap().id;
@@ -94,24 +91,16 @@ async fn start_raw(docker: &Docker, body: &ContainerCreateBody, count: usize, wi
 }
 
 /// Starts as many with Sundown as without, and lets all of them end at one instant, in turn.
-async fn starts_and_deaths(scale: Scale, world: &World, docker: &Docker) -> [Row; 2] {
-    let width = 8 * std::thread::available_parallelism().map_or(1, usize::from);
-    let (mut our_rates, mut their_rates, mut our_times, mut their_times) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..scale.pick(2, 5) {
-        let ids = world.run(CROWD, &image()).await;
+async fn starts_and_deaths(scale: Scale, world: &World, docker: &Docker) -> Vec<Row> {
+    let (mut our_rates, mut their_rates, mut deaths) = (Vec::new(), Vec::new(), Deaths::default());
+    let crowd = scale.pick(4, CROWD, CROWD);
+    for _ in 0..scale.pick(1, 1, 5) {
+        let ids = world.run(crowd, &image()).await;
         let span = "select extract(epoch from max(l.started_at) - min(a.created_at))::float8
                       from sundown.agent_live l join sundown.agent a using (id) where l.id = any ($1)";
         let span: f64 = world.client.query_one(span, &[&ids]).await.unwrap().get(0);
-        our_rates.push(CROWD as f64 / span);
-        let body = like(docker, ids[0]).await;
-        our_times.push(stopped_by_sundown(world, docker, &ids).await);
-        world.ended(&ids).await;
-
-        let began = Instant::now();
-        let raw = start_raw(docker, &body, CROWD, width).await;
-        their_rates.push(CROWD as f64 / began.elapsed().as_secs_f64());
-        their_times.push(killed_raw(docker, &raw).await);
-        clear(docker, LABEL).await;
+        our_rates.push(crowd as f64 / span);
+        their_rates.push(crowd as f64 / deaths.round(world, docker, &ids, 0.0).await.as_secs_f64());
     }
     let starts = Row {
         name: "starts on one real host",
@@ -120,52 +109,19 @@ async fn starts_and_deaths(scale: Scale, world: &World, docker: &Docker) -> [Row
         against: "bare create and start by bollard, 8 at once for each core",
         unit: "per s",
         goal: Goal::RatioAtLeast(0.95),
-        note: format!("{CROWD} submitted at once, no network"),
+        second: None,
+        note: format!("{crowd} submitted at once, no network"),
     };
-    let each = |rounds: &[Vec<f64>], share| Figure::of(&rounds.iter().map(|round| percentile(round, share)).collect::<Vec<_>>());
-    let deaths = Row {
-        name: "50 deadlines at once on one real host, to the last process dead",
-        sundown: each(&our_times, 1.0),
-        yardstick: each(&their_times, 1.0),
-        against: "bare kills by bollard, all at once",
-        unit: "ms",
-        goal: Goal::RatioAtMost(1.1),
-        note: format!("medians of the {CROWD}: {:.0} ms, bare {:.0} ms", each(&our_times, 0.5).value, each(&their_times, 0.5).value),
-    };
-    [starts, deaths]
-}
-
-async fn mortals(docker: &Docker, containers: &[String]) -> Mortals {
-    let mut pids = Vec::new();
-    for container in containers {
-        let state = docker.inspect_container(container, None).await.unwrap().state.unwrap();
-        pids.push(i32::try_from(state.pid.unwrap()).unwrap());
+    let mut rows = vec![starts, singles(scale, world, docker).await];
+    rows.push(deaths.row("50 deadlines at once on one real host, to the last process dead", 1.0, ""));
+    // Starting as many takes half a minute each time.
+    let (rounds, mut deaths) = (scale.pick(0, 0, 2), Deaths::default());
+    for _ in 0..rounds {
+        let ids = world.run(200, &image()).await;
+        deaths.round(world, docker, &ids, 0.0).await;
     }
-    Mortals::of(&pids)
-}
-
-/// By how many milliseconds after its deadline each of these is dead.
-async fn stopped_by_sundown(world: &World, docker: &Docker, ids: &[Uuid]) -> Vec<f64> {
-    let names: Vec<String> = ids.iter().map(|id| format!("sundown-{id}")).collect();
-    let mortals = mortals(docker, &names).await;
-    let clock = Clock::of(&world.client).await;
-    world.due(ids, 2.0, 0.0).await;
-    let query = "select extract(epoch from l.expires_at)::float8 from unnest($1::uuid[]) with ordinality u (id, n)
-                   join sundown.agent_live l on l.id = u.id order by u.n";
-    let deadlines: Vec<f64> = world.client.query(query, &[&ids]).await.unwrap().iter().map(|row| row.get(0)).collect();
-    assert_eq!(deadlines.len(), ids.len(), "one ended before its deadline was read");
-    let deaths = mortals.deaths().await;
-    deaths.into_iter().zip(deadlines).map(|(dead, deadline)| (clock.epoch(dead) - deadline) * 1000.0).collect()
-}
-
-/// The same by bare kills, all asked for at one instant.
-async fn killed_raw(docker: &Docker, ids: &[String]) -> Vec<f64> {
-    let mortals = mortals(docker, ids).await;
-    let deadline = Instant::now() + Duration::from_millis(500);
-    let kill = async |id: &String| {
-        sleep_until(deadline).await;
-        docker.kill_container(id, Some(KillContainerOptionsBuilder::new().signal("SIGKILL").build())).await.unwrap();
-    };
-    let (_killed, deaths) = tokio::join!(join_all(ids.iter().map(kill)), mortals.deaths());
-    deaths.into_iter().map(|dead| (dead - deadline).as_secs_f64() * 1000.0).collect()
+    if rounds > 0 {
+        rows.push(deaths.row("200 deadlines at once on one real host, to the last process dead", 1.0, ""));
+    }
+    rows
 }

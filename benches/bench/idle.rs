@@ -35,7 +35,7 @@ async fn idle(scale: Scale, world: &World) -> Vec<Row> {
     let pid = world.replicas[0].pid();
     let other = crate::harness::Db::empty().await;
     let client = other.client().await;
-    let (name, long) = (world.client.query_one("select current_database()", &[]).await.unwrap().get::<_, String>(0), scale.pick(10, 20));
+    let (name, long) = (world.client.query_one("select current_database()", &[]).await.unwrap().get::<_, String>(0), scale.pick(1, 8, 20));
     let transactions = async || -> i64 {
         let query = "select xact_commit + xact_rollback from pg_stat_database where datname = $1";
         client.query_one(query, &[&name]).await.unwrap().get(0)
@@ -64,7 +64,7 @@ async fn idle(scale: Scale, world: &World) -> Vec<Row> {
 /// From the start of the process to the first yes of /readyz.
 async fn start(scale: Scale, world: &World) -> Row {
     let mut times = Vec::new();
-    for _ in 0..scale.pick(7, 15) {
+    for _ in 0..scale.pick(1, 7, 15) {
         let began = Instant::now();
         let replica = world.replica(&[]);
         while !matches!(replica.try_http("GET", "/readyz", &[], "").await, Ok(answer) if answer.status == 200) {

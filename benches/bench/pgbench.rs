@@ -22,6 +22,11 @@ pub fn script(name: &str) -> PathBuf {
 
 /// Runs a script with some variables by so many clients.
 pub async fn run(url: &str, script: &Path, clients: usize, length: Length, variables: &[(&str, &str)]) -> Load {
+    Load::of(each(url, script, clients, length, variables).await)
+}
+
+/// The same; answers each of its transactions.
+pub async fn each(url: &str, script: &Path, clients: usize, length: Length, variables: &[(&str, &str)]) -> Vec<Sample> {
     let program = std::env::var_os("SUNDOWN_BENCH_PGBENCH").expect("SUNDOWN_BENCH_PGBENCH says where pgbench is: run scripts/bench");
     let prefix = std::env::temp_dir().join(format!("sundown-bench-{}", Uuid::new_v4().simple()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(clients);
@@ -37,7 +42,7 @@ pub async fn run(url: &str, script: &Path, clients: usize, length: Length, varia
     let output = command.arg("-f").arg(script).arg(url).stdin(Stdio::null()).output().await.unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "pgbench {}: {said}{}", script.display(), String::from_utf8_lossy(&output.stderr));
-    Load::of(samples(&prefix))
+    samples(&prefix)
 }
 
 /// What the logs of a run say, one of each thread; they go.

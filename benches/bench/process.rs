@@ -1,13 +1,14 @@
 //! A process, as the kernel tells it: what it costs, and when it dies.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
-use rustix::process::{PidfdFlags, pidfd_open};
-use tokio::time::Instant;
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::time::{Instant, sleep};
 
 /// How long none of them may die, in milliseconds.
 const PATIENCE: u16 = 60_000;
@@ -33,6 +34,15 @@ impl Mortals {
         Self(held.collect())
     }
 
+    /// The same processes, to be signalled while others wait for their deaths.
+    pub fn again(&self) -> Self {
+        Self(self.0.iter().map(|held| held.try_clone().unwrap()).collect())
+    }
+
+    pub fn kill(&self, place: usize) {
+        pidfd_send_signal(&self.0[place], Signal::KILL).unwrap();
+    }
+
     /// When each of them is dead, in their order. On a thread of its own, which does nothing else.
     pub async fn deaths(self) -> Vec<Instant> {
         tokio::task::spawn_blocking(move || self.watch()).await.unwrap()
@@ -50,5 +60,38 @@ impl Mortals {
             }
         }
         deaths.into_iter().flatten().collect()
+    }
+}
+
+/// A process that we started, and one below it. Both are gone when this is dropped.
+pub struct Parent(Child);
+
+impl Parent {
+    pub fn start(program: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        Self(command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// The process below it, once that is what it is going to be.
+    pub async fn child(&self, name: &str) -> i32 {
+        let pid = self.0.id();
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            if let Some(child) = children.split_whitespace().next().and_then(|child| child.parse().ok())
+                && std::fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|comm| comm.trim_end() == name)
+            {
+                return child;
+            }
+            assert!(Instant::now() < end, "no process {name} below {pid}");
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        let _ended_already = self.0.kill();
+        let _status = self.0.wait();
     }
 }

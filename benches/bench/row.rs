@@ -56,7 +56,7 @@ pub fn percentile(values: &[f64], share: f64) -> f64 {
     sorted[rank.clamp(1, sorted.len()) - 1]
 }
 
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     match value.abs() {
         size if size < 10.0 => format!("{value:.2}"),
         size if size < 100.0 => format!("{value:.1}"),
@@ -75,6 +75,10 @@ pub enum Goal {
     RatioAtMost(f64),
     /// The yardstick's figure and so much more.
     AtMostBeyond(f64),
+    /// So many times the yardstick's figure, and so much more.
+    AtMostTimesAndBeyond(f64, f64),
+    /// Nothing is wanted of it: it is shown beside the yardstick.
+    Shown,
 }
 
 impl fmt::Display for Goal {
@@ -84,8 +88,32 @@ impl fmt::Display for Goal {
             Self::RatioAtLeast(least) => write!(f, "≥ {least} ×"),
             Self::RatioAtMost(most) => write!(f, "≤ {most} ×"),
             Self::AtMostBeyond(more) => write!(f, "≤ yardstick + {more}"),
+            Self::AtMostTimesAndBeyond(times, more) => write!(f, "≤ {times} × yardstick + {more:.1}"),
+            Self::Shown => f.write_str("none"),
         }
     }
+}
+
+impl Goal {
+    /// Whether it is reached. `None`: nothing is wanted.
+    fn met(self, sundown: f64, yardstick: f64) -> Option<bool> {
+        let ratio = sundown / yardstick;
+        Some(match self {
+            Self::AtMost(most) => sundown <= most,
+            Self::RatioAtLeast(least) => ratio >= least,
+            Self::RatioAtMost(most) => ratio <= most,
+            Self::AtMostBeyond(more) => sundown <= yardstick + more,
+            Self::AtMostTimesAndBeyond(times, more) => sundown <= times * yardstick + more,
+            Self::Shown => return None,
+        })
+    }
+}
+
+/// What a figure is held against, too.
+pub struct Second {
+    pub yardstick: Figure,
+    pub against: String,
+    pub goal: Goal,
 }
 
 pub struct Row {
@@ -96,6 +124,7 @@ pub struct Row {
     pub against: &'static str,
     pub unit: &'static str,
     pub goal: Goal,
+    pub second: Option<Second>,
     /// What else was seen.
     pub note: String,
 }
@@ -104,7 +133,7 @@ impl Row {
     /// A figure that is held against a fixed limit, which is its only yardstick.
     pub fn limited(name: &'static str, sundown: Figure, unit: &'static str, limit: f64) -> Self {
         let (yardstick, goal) = (Figure::exactly(limit), Goal::AtMost(limit));
-        Self { name, sundown, yardstick, against: "the limit itself", unit, goal, note: String::new() }
+        Self { name, sundown, yardstick, against: "the limit itself", unit, goal, second: None, note: String::new() }
     }
 
     pub fn noted(self, note: String) -> Self {
@@ -115,21 +144,23 @@ impl Row {
         self.sundown.value / self.yardstick.value
     }
 
-    fn met(&self) -> bool {
-        match self.goal {
-            Goal::AtMost(most) => self.sundown.value <= most,
-            Goal::RatioAtLeast(least) => self.ratio() >= least,
-            Goal::RatioAtMost(most) => self.ratio() <= most,
-            Goal::AtMostBeyond(more) => self.sundown.value <= self.yardstick.value + more,
-        }
+    fn met(&self) -> Option<bool> {
+        self.goal.met(self.sundown.value, self.yardstick.value)
     }
 
     pub fn json(&self) -> Value {
+        let second = self.second.as_ref().map(|second| {
+            let Second { yardstick, against, goal } = second;
+            json!({
+                "yardstick": yardstick.value, "yardstick_spread": [yardstick.low, yardstick.high], "against": against,
+                "ratio": self.sundown.value / yardstick.value, "goal": goal.to_string(), "met": goal.met(self.sundown.value, yardstick.value),
+            })
+        });
         json!({
             "name": self.name, "sundown": self.sundown.value, "yardstick": self.yardstick.value, "unit": self.unit,
             "ratio": self.ratio(), "goal": self.goal.to_string(), "met": self.met(), "against": self.against,
             "sundown_spread": [self.sundown.low, self.sundown.high], "yardstick_spread": [self.yardstick.low, self.yardstick.high],
-            "note": self.note,
+            "second": second, "note": self.note,
         })
     }
 
@@ -141,9 +172,26 @@ impl Row {
             self.unit.to_owned(),
             format!("{:.2}", self.ratio()),
             self.goal.to_string(),
-            if self.met() { "yes" } else { "NO" }.to_owned(),
+            said(self.met()),
         ]
     }
+
+    /// What its second line says.
+    fn second_cells(&self) -> Option<[String; 7]> {
+        let Second { yardstick, goal, .. } = self.second.as_ref()?;
+        let ratio = format!("{:.2}", self.sundown.value / yardstick.value);
+        let met = said(goal.met(self.sundown.value, yardstick.value));
+        Some(["  and".to_owned(), String::new(), yardstick.to_string(), self.unit.to_owned(), ratio, goal.to_string(), met])
+    }
+}
+
+fn said(met: Option<bool>) -> String {
+    match met {
+        Some(true) => "yes",
+        Some(false) => "NO",
+        None => "",
+    }
+    .to_owned()
 }
 
 impl fmt::Display for Row {
@@ -155,17 +203,20 @@ impl fmt::Display for Row {
 /// All of them, one below the other, with what each was held against and what else was seen.
 pub fn table(rows: &[Row]) -> String {
     let head = ["", "Sundown", "yardstick", "unit", "ratio", "goal", "met"].map(str::to_owned);
-    let lines: Vec<[String; 7]> = std::iter::once(head).chain(rows.iter().map(Row::cells)).collect();
-    let width = |column: usize| lines.iter().map(|cells| cells[column].chars().count()).max().unwrap_or(0);
+    let mut lines: Vec<([String; 7], String)> = vec![(head, String::new())];
+    for row in rows {
+        let note = if row.note.is_empty() { "" } else { "; " };
+        lines.push((row.cells(), format!("    against {}{note}{}\n", row.against, row.note)));
+        if let Some((cells, second)) = row.second_cells().zip(row.second.as_ref()) {
+            lines.push((cells, format!("    against {}\n", second.against)));
+        }
+    }
+    let width = |column: usize| lines.iter().map(|(cells, _)| cells[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..7).map(width).collect();
     let mut table = String::new();
-    for (place, cells) in lines.iter().enumerate() {
+    for (cells, below) in &lines {
         let padded: Vec<String> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        table += padded.join("  ").trim_end();
-        table += "\n";
-        if let Some(row) = place.checked_sub(1).map(|place| &rows[place]) {
-            table += &format!("    against {}{}{}\n", row.against, if row.note.is_empty() { "" } else { "; " }, row.note);
-        }
+        table += &format!("{}\n{below}", padded.join("  ").trim_end());
     }
     table
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use crate::fake_docker::FakeDocker;
+use crate::fake_docker::{Call, FakeDocker};
 use crate::harness::Db;
 use crate::harness::replica::Replica;
 
@@ -17,15 +18,21 @@ pub struct World {
     // In the order in which they go.
     pub replicas: Vec<Replica>,
     pub client: Client,
-    pub fake: FakeDocker,
+    /// A daemon for each host.
+    fakes: Vec<FakeDocker>,
     pub db: Db,
 }
 
 impl World {
-    /// So many replicas, with these settings beside their defaults.
+    /// So many replicas of one host, with these settings beside their defaults.
     pub async fn new(replicas: usize, settings: &[(&str, &str)]) -> Self {
-        let (db, fake) = (Db::new().await, FakeDocker::start().await);
-        let mut world = Self { replicas: Vec::new(), client: db.client().await, fake, db };
+        Self::with_hosts(replicas, 1, settings).await
+    }
+
+    /// So many replicas that serve as many hosts.
+    pub async fn with_hosts(replicas: usize, hosts: usize, settings: &[(&str, &str)]) -> Self {
+        let (db, fakes) = (Db::new().await, join_all((0..hosts).map(|_| FakeDocker::start())).await);
+        let mut world = Self { replicas: Vec::new(), client: db.client().await, fakes, db };
         for _ in 0..replicas {
             let replica = world.replica(settings);
             replica.ready().await;
@@ -36,8 +43,13 @@ impl World {
 
     /// One more, that is not waited for.
     pub fn replica(&self, settings: &[(&str, &str)]) -> Replica {
-        let endpoint = self.fake.endpoint();
-        Replica::spawn(&self.db.url(), &[&[("SUNDOWN_DOCKER", endpoint.as_str())], settings].concat())
+        let endpoints = self.fakes.iter().map(FakeDocker::endpoint).collect::<Vec<_>>().join(",");
+        Replica::spawn(&self.db.url(), &[&[("SUNDOWN_DOCKER", endpoints.as_str())], settings].concat())
+    }
+
+    /// How many containers were removed.
+    pub fn removed(&self) -> usize {
+        self.fakes.iter().map(|fake| fake.total(Call::Remove)).sum()
     }
 
     /// One number.
@@ -45,22 +57,42 @@ impl World {
         self.client.query_one(query, &[]).await.unwrap().get(0)
     }
 
+    /// Submits so many agents that run this. Answers their ids.
+    pub async fn submit(&self, count: usize, command: &str) -> Vec<Uuid> {
+        self.submit_on(count, "busybox", command).await
+    }
+
+    async fn submit_on(&self, count: usize, image: &str, command: &str) -> Vec<Uuid> {
+        let statement = "select sundown.submit(image => $1, command => string_to_array($3, ' '), ttl => '1 hour', grace => '0')
+                           from generate_series(1, $2::int8)";
+        let rows = self.client.query(statement, &[&image, &i64::try_from(count).unwrap(), &command]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
     /// Submits so many agents that would sleep for ever, and waits until they run. Answers their ids.
     pub async fn run(&self, count: usize, image: &str) -> Vec<Uuid> {
-        let statement = "select sundown.submit(image => $1, command => array['sleep', 'inf'], ttl => '1 hour', grace => '0')
-                           from generate_series(1, $2::int8)";
-        let rows = self.client.query(statement, &[&image, &i64::try_from(count).unwrap()]).await.unwrap();
-        let ids: Vec<Uuid> = rows.iter().map(|row| row.get(0)).collect();
+        let ids = self.submit_on(count, image, "sleep inf").await;
         let query = "select count(*) from sundown.agent_live where id = any ($1) and state = 'running'";
         self.until(&format!("{count} agents run"), query, &ids, count).await;
         ids
     }
 
-    /// Gives each of these a deadline of its own, within `spread` seconds from `first` seconds on.
+    /// Gives each of these a deadline of its own, within `spread` seconds from `first` seconds on. With no spread all of them have the same:
+    /// they are counted from an instant that is the same for all, and still to come when the last of them is told.
     pub async fn due(&self, ids: &[Uuid], first: f64, spread: f64) {
         let statement =
-            "select count(sundown.extend(id, make_interval(secs => $2 + random() * $3), at => now())) from unnest($1::uuid[]) id";
+            "select count(sundown.extend(id, make_interval(secs => 0.001 + random() * $3::float8), at => now() + make_interval(secs => $2)))
+                           from unnest($1::uuid[]) id";
         self.client.query_one(statement, &[&ids, &first, &spread]).await.unwrap();
+    }
+
+    /// Gives each of these a deadline `step` seconds after the one before it, from `first` seconds on. Answers the deadlines by the
+    /// database's clock, as seconds since 1970.
+    pub async fn due_apart(&self, ids: &[Uuid], first: f64, step: f64) -> Vec<f64> {
+        let statement = "select extract(epoch from sundown.extend(u.id, make_interval(secs => 0.001 + $3::float8 * (u.n - 1)),
+                                                                  at => now() + make_interval(secs => $2)))::float8
+                           from unnest($1::uuid[]) with ordinality u (id, n) order by u.n";
+        self.client.query(statement, &[&ids, &first, &step]).await.unwrap().iter().map(|row| row.get(0)).collect()
     }
 
     /// Waits until all of these have ended.
@@ -70,9 +102,9 @@ impl World {
     }
 
     async fn until(&self, what: &str, query: &str, ids: &[Uuid], count: usize) {
-        let end = Instant::now() + Duration::from_secs(120);
+        let end = Instant::now() + Duration::from_secs(180);
         while self.client.query_one(query, &[&ids]).await.unwrap().get::<_, i64>(0) < i64::try_from(count).unwrap() {
-            assert!(Instant::now() < end, "not within two minutes: {what}");
+            assert!(Instant::now() < end, "not within three minutes: {what}");
             // Seldom: looking must not become what is measured.
             sleep(Duration::from_millis(100)).await;
         }
@@ -142,5 +174,28 @@ impl Clock {
     pub fn epoch(&self, instant: Instant) -> f64 {
         let (after, before) = (instant.saturating_duration_since(self.at), self.at.saturating_duration_since(instant));
         self.epoch + after.as_secs_f64() - before.as_secs_f64()
+    }
+}
+
+/// Counts the transactions of a world's database, from another one.
+pub struct Transactions {
+    name: String,
+    client: Client,
+    _elsewhere: Db,
+}
+
+impl Transactions {
+    pub async fn of(world: &World) -> Self {
+        let elsewhere = Db::empty().await;
+        let name = world.client.query_one("select current_database()", &[]).await.unwrap().get(0);
+        Self { name, client: elsewhere.client().await, _elsewhere: elsewhere }
+    }
+
+    /// So many so far, and the database's clock. A session that is at work says each second what it did; two looks in the midst of
+    /// steady work are late by as much.
+    pub async fn so_far(&self) -> (f64, f64) {
+        let query = "select (xact_commit + xact_rollback)::float8, extract(epoch from clock_timestamp())::float8 from pg_stat_database where datname = $1";
+        let row = self.client.query_one(query, &[&self.name]).await.unwrap();
+        (row.get(0), row.get(1))
     }
 }
