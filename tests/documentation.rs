@@ -72,9 +72,9 @@ fn documented(page: &str) -> Answers {
     for line in page.lines().filter(|line| line.starts_with("| `")) {
         let code = line.split('`').nth(1).unwrap();
         let cells: Vec<&str> = line.split('|').skip(2).take(2).collect();
-        let words = |cell: &str| cell.split([' ', ',']).map(str::to_owned).collect::<Vec<_>>();
-        let statuses = words(cells[0]).iter().filter_map(|word| word.parse().ok()).collect();
-        let states = cells.iter().flat_map(|cell| words(cell)).filter(|word| word.len() == 5 && word.starts_with("SD")).collect();
+        let statuses: BTreeSet<u16> = cells[0].split([' ', ',']).filter_map(|word| word.parse().ok()).collect();
+        let words = cells.iter().flat_map(|cell| cell.split([' ', ',']));
+        let states: BTreeSet<String> = words.filter(|word| word.len() == 5 && word.starts_with("SD")).map(str::to_owned).collect();
         assert!(rows.insert(code.to_owned(), (statuses, states)).is_none(), "{code} is there twice");
     }
     rows
