@@ -24,7 +24,7 @@ use tables::migrations;
 
 macro_rules! functions {
     ($($file:literal),* $(,)?) => {
-        /// The SQL door and the guards, in the order in which they are applied.
+        /// The SQL door, the guards, and what `\d+` says of columns, in the order in which they are applied.
         const FUNCTIONS: &[&str] = &[$(include_str!(concat!("../sql/functions/", $file, ".sql"))),*];
     };
 }
@@ -42,6 +42,7 @@ functions!(
     "10_record",
     "11_adopt",
     "12_forget_host",
+    "13_comments",
 );
 
 /// How long to wait for another replica that migrates.

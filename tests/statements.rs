@@ -106,7 +106,7 @@ fn every_file_of_sql_says_what_it_is_for() {
 }
 
 #[tokio::test]
-async fn every_table_view_and_function_is_explained() {
+async fn every_table_view_column_and_function_is_explained() {
     let db = Db::new().await;
     let client = db.client().await;
     let rows = client
@@ -114,6 +114,10 @@ async fn every_table_view_and_function_is_explained() {
             "select c.oid::regclass::text from pg_class c
               where c.relnamespace = 'sundown'::regnamespace and c.relkind in ('r', 'p', 'v') and not c.relispartition and c.relname <> 'migration'
                 and obj_description(c.oid, 'pg_class') is null
+             union all
+             select format('%s.%s', c.oid::regclass, a.attname) from pg_class c join pg_attribute a on a.attrelid = c.oid
+              where c.relnamespace = 'sundown'::regnamespace and c.relkind in ('r', 'p', 'v') and not c.relispartition and c.relname <> 'migration'
+                and a.attnum > 0 and not a.attisdropped and col_description(c.oid, a.attnum) is null
              union all
              select p.oid::regprocedure::text from pg_proc p where p.pronamespace = 'sundown'::regnamespace and obj_description(p.oid, 'pg_proc') is null",
             &[],
