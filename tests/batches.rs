@@ -64,7 +64,8 @@ async fn a_row_that_a_user_holds_holds_up_nobody_elses() {
     let waits = sql.clone();
     let waits = tokio::spawn(async move { waits.finish(held.0, held.1, None).await });
     let others = agents.iter().filter(|agent| **agent != held);
-    let asked = join_all(others.map(|(id, epoch)| sql.finish(*id, *epoch, None))).await;
+    let asked = join_all(others.map(|(id, epoch)| sql.finish(*id, *epoch, None)));
+    let asked = tokio::time::timeout(Duration::from_secs(3), asked).await.expect("the others do not wait for whoever holds it");
     assert!(asked.into_iter().all(|ended| ended.unwrap().is_some()), "the others end");
     let state = db.client().await;
     let left: i64 = state.query_one("select count(*) from sundown.agent_live", &[]).await.unwrap().get(0);
@@ -145,4 +146,18 @@ async fn a_database_that_is_away_is_said_to_all_at_once() {
     let asked = join_all((0..50).map(|_| sql.finish(Uuid::new_v4(), 1, None)));
     let told = tokio::time::timeout(Duration::from_secs(30), asked).await.expect("all are told");
     assert!(told.into_iter().all(|told| matches!(told, Err(Error::Unavailable(_)))));
+}
+
+#[tokio::test]
+async fn what_waited_in_vain_is_not_asked_for_later() {
+    // It takes connections and never says anything.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut hangs = tokio_postgres::Config::new();
+    hangs.host("127.0.0.1").port(silent.local_addr().unwrap().port()).user("nobody").dbname("nothing");
+    let sql = Sql::new(&hangs, 2, Duration::from_secs(1)).unwrap();
+    let begun = tokio::time::Instant::now();
+    // Ten statements' worth, of which two are under way at a time: one after the other they would take five seconds.
+    let told = join_all((0..1000).map(|_| sql.finish(Uuid::new_v4(), 1, None))).await;
+    assert!(told.into_iter().all(|told| matches!(told, Err(Error::Unavailable(_)))));
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
 }

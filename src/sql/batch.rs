@@ -2,8 +2,10 @@
 //! under load a hundred share a commit, alone one adds nothing to its own. Knows no statement.
 //!
 //! Guarantees: each is answered for itself; what one of them meets (a row that a user holds, a value that Postgres refuses) delays the others
-//! by [`Patience::Short`] at most, and fails none of them.
+//! by [`Patience::Short`] at most, and fails none of them. Whoever has waited as long as a statement may take is told so, and is not asked for any
+//! more: a database that comes back is not given what everybody has given up.
 
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,6 +13,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::{Now, Sql};
 use crate::error::Error;
@@ -45,12 +48,14 @@ pub trait Question: Clone + Send + Sync + 'static {
 pub struct Batch<Q: Question>(Mutex<Line<Q>>);
 
 struct Line<Q: Question> {
-    waiting: Vec<Waiting<Q>>,
+    /// In the order in which they came; all have the same patience.
+    waiting: VecDeque<Waiting<Q>>,
     flights: usize,
 }
 
 struct Waiting<Q: Question> {
     question: Q,
+    until: Instant,
     tell: oneshot::Sender<Result<Q::Answer, Error>>,
 }
 
@@ -67,7 +72,7 @@ impl Sql {
 
 impl<Q: Question> Default for Batch<Q> {
     fn default() -> Self {
-        Self(Mutex::new(Line { waiting: Vec::new(), flights: 0 }))
+        Self(Mutex::new(Line { waiting: VecDeque::new(), flights: 0 }))
     }
 }
 
@@ -78,7 +83,7 @@ impl<Q: Question> Batch<Q> {
             return alone(sql, &question, now).await;
         }
         let (tell, told) = oneshot::channel();
-        if self.join(Waiting { question, tell }) {
+        if self.join(Waiting { question, until: Instant::now() + sql.bound, tell }) {
             // In a task of its own: whoever began it may give up, and the others would wait for ever.
             let (line, sql) = (Arc::clone(self), sql.clone());
             tokio::spawn(async move {
@@ -94,7 +99,7 @@ impl<Q: Question> Batch<Q> {
     /// Whether whoever joins has to fly.
     fn join(&self, waiting: Waiting<Q>) -> bool {
         let mut line = self.line();
-        line.waiting.push(waiting);
+        line.waiting.push_back(waiting);
         let flies = line.flights < FLIGHTS;
         line.flights += usize::from(flies);
         flies
@@ -103,6 +108,9 @@ impl<Q: Question> Batch<Q> {
     /// Those who go together now. `None`: nobody waits, and this flight is over.
     fn next(&self) -> Option<Vec<Waiting<Q>>> {
         let mut line = self.line();
+        while let Some(late) = line.waiting.pop_front_if(|first| first.until <= Instant::now()) {
+            let _gone = late.tell.send(Err(Error::Unavailable("its turn did not come in time".to_owned())));
+        }
         if line.waiting.is_empty() {
             line.flights -= 1;
             return None;
