@@ -20,7 +20,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// How long a fault may take its effect, and then be got over.
 const PAUSE: Duration = Duration::from_secs(5);
 /// More than are worked off in all of that.
-const BACKLOG: i64 = 15_000;
+const BACKLOG: i64 = 25_000;
 
 /// Lives that came to their end in a second, over a window. The last thing that happens to a container is its removal.
 async fn rate(world: &World) -> f64 {
