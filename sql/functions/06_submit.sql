@@ -81,9 +81,11 @@ begin
           from judged j where j.refusal is null
     )
     select j.nth, j.id, j.refusal[1], j.refusal[2], j.refusal[3],
-           case when records and j.refusal is null then sundown.record(row(
-               j.id, j.name, j.tenant, 'pending', null, j.image, j.command, j.labels, j.ttl, j.max_ttl, j.grace, j.run_at, instant, null, null, null, null,
-               null, null, null, 0, array(select jsonb_object_keys(j.env) order by 1))::sundown.agents)::text end
+           -- By the names of columns, not by their places: a later release may have added some to the view.
+           case when records and j.refusal is null then sundown.record(jsonb_populate_record(null::sundown.agents, jsonb_build_object(
+               'id', j.id, 'name', j.name, 'tenant', j.tenant, 'state', 'pending', 'image', j.image, 'command', j.command, 'labels', j.labels,
+               'ttl', j.ttl, 'max_ttl', j.max_ttl, 'grace', j.grace, 'run_at', j.run_at, 'created_at', instant, 'attempts', 0,
+               'env_keys', array(select jsonb_object_keys(j.env) order by 1))))::text end
       from judged j order by j.nth;
     perform sundown.wake(notify, 'waits');
 end $$;
