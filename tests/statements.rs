@@ -273,3 +273,48 @@ async fn lists_are_walks_along_an_index_beside_a_million() {
         assert!(blocks < 20_000, "{what} touches {blocks} blocks");
     }
 }
+
+/// Rows of agents that a transaction reads to end one of them.
+async fn read_to_end_one(client: &mut Client) -> i64 {
+    let one: Uuid = client.query_one("select id from sundown.agent_live order by id desc limit 1", &[]).await.unwrap().get(0);
+    let transaction = client.transaction().await.unwrap();
+    let count = "select coalesce(sum(seq_tup_read + coalesce(idx_tup_fetch, 0)), 0)::int8 from pg_stat_xact_user_tables where relname like 'agent%'";
+    let before: i64 = transaction.query_one(count, &[]).await.unwrap().get(0);
+    transaction.query_one("select sundown.terminate($1)", &[&one]).await.unwrap();
+    let after: i64 = transaction.query_one(count, &[]).await.unwrap().get(0);
+    transaction.commit().await.unwrap();
+    after - before
+}
+
+#[tokio::test]
+async fn ending_one_agent_reads_that_one_whatever_there_was_when_its_session_planned_it() {
+    /// A session keeps a plan after this many.
+    const PLANS: usize = 8;
+    let db = Db::new().await;
+    let other = db.client().await;
+    // Whoever analyses the tables has every session plan anew.
+    let tables = "select c.oid::regclass::text from pg_class c where c.relnamespace = 'sundown'::regnamespace and c.relkind = 'r' and c.relname like 'agent%'";
+    for table in other.query(tables, &[]).await.unwrap() {
+        let table: &str = table.get(0);
+        other.batch_execute(&format!("alter table {table} set (autovacuum_enabled = off)")).await.unwrap();
+    }
+    let submit = "select sundown.submit('busybox') from generate_series(1, 4000)";
+
+    let mut early = db.client().await;
+    for _ in 0..PLANS {
+        early.batch_execute("select sundown.submit('busybox'); select sundown.terminate(id) from sundown.agent_live").await.unwrap();
+    }
+    other.batch_execute(submit).await.unwrap();
+    other.batch_execute("select sundown.terminate(id) from (select id from sundown.agent_live limit 2000) l").await.unwrap();
+    let read = read_to_end_one(&mut early).await;
+    assert!(read < 40, "planned while there was nothing: {read} rows");
+
+    other.batch_execute("analyze sundown.agent, sundown.agent_live, sundown.agent_outcome").await.unwrap();
+    let mut busy = db.client().await;
+    for _ in 0..PLANS {
+        let many = "select sundown.terminate_many(array_agg(id), array_agg('somebody'::text)) from (select id from sundown.agent_live limit 150) l";
+        busy.batch_execute(many).await.unwrap();
+    }
+    let read = read_to_end_one(&mut busy).await;
+    assert!(read < 40, "planned for many at a time: {read} rows");
+}

@@ -1,19 +1,22 @@
 -- The life of an agent, enforced: which rows may appear, change and go, whoever writes them, and one event for each transition.
--- Set-based: one pass over a statement's transition tables, not one call for each row.
+-- Set-based: one pass over a statement's transition tables, not one call for each row. A session plans these once, for as many rows as it had
+-- in hand then and for tables as they were then; whatever that was, each row is looked up by its id. (With `exists` it may instead read all there is.)
 --
 --   pending -> running | terminating | failed
 --   running -> terminating | succeeded | failed
 --   terminating -> expired, or before any signal was sent (agent_live_first_look) succeeded | failed
 
 create or replace function sundown.live_inserted() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
     bad uuid;
 begin
-    select n.id into bad from new_rows n
-     where n.state <> 'pending' or n.host <> 0 or n.epoch <> 0
-        or not exists (select from sundown.agent a where a.id = n.id)
-        or exists (select from sundown.agent_outcome o where o.id = n.id)
+    select n.id into bad
+      from new_rows n
+      left join sundown.agent a on a.id = n.id
+      left join sundown.agent_outcome o on o.id = n.id
+     where n.state <> 'pending' or n.host <> 0 or n.epoch <> 0 or a.id is null or o.id is not null
      limit 1;
     if found then
         raise exception using errcode = 'SD403', constraint = 'life_begins_pending',
@@ -26,7 +29,8 @@ begin
 end $$;
 
 create or replace function sundown.live_updated() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+-- Joins what changed with itself, and may be called by one that joins otherwise.
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_hashjoin = on set jit = off as $$
 declare
     bad record;
 begin
@@ -74,7 +78,8 @@ begin
 end $$;
 
 create or replace function sundown.live_deleted() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
     bad record;
 begin
@@ -103,13 +108,16 @@ end $$;
 
 -- An outcome beside a live row, or for an agent that nobody submitted, is a forgery.
 create or replace function sundown.outcome_inserted() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
     bad uuid;
 begin
-    select n.id into bad from new_rows n
-     where exists (select from sundown.agent_live l where l.id = n.id)
-        or not exists (select from sundown.agent a where a.id = n.id)
+    select n.id into bad
+      from new_rows n
+      left join sundown.agent_live l on l.id = n.id
+      left join sundown.agent a on a.id = n.id
+     where l.id is not null or a.id is null
      limit 1;
     if found then
         raise exception using errcode = 'SD403', constraint = 'outcome_ends_a_life',

@@ -10,7 +10,8 @@ create or replace function sundown.terminate_many(
     at      timestamptz default null,
     records boolean default false
 ) returns table (id uuid, state text, agent text)
-language plpgsql as $$
+-- By their ids, as the above.
+language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 #variable_conflict use_column
 declare
     instant timestamptz;
@@ -22,7 +23,7 @@ begin
         select k.actor, array_agg(l.id order by l.id) as ids
           from unnest(ids, actors) k (id, actor)
           join sundown.agent_live l on l.id = k.id
-         where l.host = 0 and l.state = 'pending'
+         where l.placed_at is null and l.state = 'pending'
          group by k.actor
     loop
         perform sundown.end_unplaced(waiting.ids, 'terminated', waiting.actor, instant);
@@ -33,7 +34,7 @@ begin
            -- Whoever names an instant that is to come does not put off the end.
            epoch = l.epoch + 1, leased_by = null, attempts = 0, due_at = least(instant, clock_timestamp())
       from unnest(ids, actors) k (id, actor)
-     where l.id = k.id and l.host <> 0 and l.state <> 'terminating' and l.observed_at is null;
+     where l.id = k.id and l.placed_at is not null and l.state <> 'terminating' and l.observed_at is null;
     if found then
         perform sundown.wake(notify);
     end if;
