@@ -9,6 +9,7 @@
 //! of an error holds an environment value. (The client library does write request bodies, environment included, to
 //! the log at debug level: a subscriber must not let `bollard` speak below info.)
 
+mod connections;
 mod container;
 mod failure;
 mod profile;
@@ -55,10 +56,13 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// Bound on the head of a response that starts a stream (events, logs), and the backstop behind every bound above.
 const HEAD: Duration = Duration::from_secs(20);
 
-/// One daemon, on behalf of one installation. Cheap to clone; each call opens its own connection.
+/// One daemon, on behalf of one installation. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Docker {
     client: bollard::Docker,
+    /// Opens a connection for each call: whoever answers is whoever can be reached now.
+    fresh: bollard::Docker,
+    endpoint: String,
     installation: Uuid,
 }
 
@@ -168,12 +172,18 @@ impl Docker {
         // The client puts no version into its paths, so a daemon speaks its own newest dialect; this call finds out
         // whether it is a Docker daemon at all, and which version it speaks.
         let client = bounded("version", LOOK, client.negotiate_version()).await?;
-        Ok(Docker { client, installation })
+        Ok(Docker { fresh: client.clone(), client, endpoint, installation })
     }
 
-    /// Whether the daemon answers at all.
+    /// The same daemon, by connections that are kept from call to call, each of which has proved that it leads to this host.
+    pub fn keeping_connections(self, host: Uuid) -> Result<Docker, DockerError> {
+        let client = connections::keeping(&self.fresh, &self.endpoint, &self.volume(), host).map_err(Failure::from)?;
+        Ok(Docker { client, ..self })
+    }
+
+    /// Whether the daemon answers at all, whoever calls.
     pub async fn ping(&self) -> Result<(), DockerError> {
-        bounded("ping", PING, self.client.ping()).await?;
+        bounded("ping", PING, self.fresh.ping()).await?;
         Ok(())
     }
 
@@ -196,9 +206,9 @@ impl Docker {
         identity.ok_or_else(|| DockerError::Rejected(format!("volume {} has no valid label {LABEL_HOST}", self.volume())))
     }
 
-    /// The identity that this host has been given. `None`: it has none, or none any more.
+    /// The identity that the host which answers now has been given. `None`: it has none, or none any more.
     pub async fn identity(&self) -> Result<Option<Uuid>, DockerError> {
-        match bounded("volume inspect", LOOK, self.client.inspect_volume(&self.volume())).await {
+        match bounded("volume inspect", LOOK, self.fresh.inspect_volume(&self.volume())).await {
             Ok(volume) => Ok(uuid_label(&volume.labels, LABEL_HOST)),
             Err(Failure::Answered(404, _)) => Ok(None),
             Err(failure) => Err(failure.into()),

@@ -79,7 +79,7 @@ pub async fn connect(replica: &Replica, host: &Host) -> Result<Arc<Link>, Troubl
         tracing::warn!(endpoint = host.endpoint, "live-restore is off: a restart of this daemon ends every agent on it");
     }
     tracing::info!(host = id, endpoint = host.endpoint, %uuid, version = description.version, cpus = description.cpus, "host connected");
-    Ok(host.connected(id, uuid, docker))
+    Ok(host.connected(id, uuid, docker.keeping_connections(uuid)?))
 }
 
 /// Who a daemon is that has lost the volume which says so: the host whose agents it runs, or somebody new. Otherwise a pruned volume

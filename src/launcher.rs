@@ -268,7 +268,7 @@ async fn create(replica: &Replica, link: &Link, row: &Claim, spec: Option<&Spec>
     };
     failpoint::hit("launch.before_create");
     // On another daemon it would be nobody's: its row says that it lives on this one.
-    if let Err(error) = link.still_itself().await {
+    if let Err(error) = link.lately_itself().await {
         return Ok(Step::Unknown(error));
     }
     Ok(match link.answered(link.docker.create(&container_spec(row.id, spec))).await {
