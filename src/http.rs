@@ -28,6 +28,7 @@ use crate::wake::Wish;
 
 mod agents;
 mod connection;
+mod ends;
 mod health;
 mod logs;
 mod meters;
@@ -35,6 +36,7 @@ pub mod problem;
 mod request;
 mod routes;
 
+pub use ends::Ends;
 pub use meters::Meters;
 
 /// How long the database may take before the client is told to come again. Below the 2 s that clients are promised.
@@ -60,6 +62,8 @@ const HEADERS: usize = 64;
 pub struct State {
     /// The questions, over connections that no loop shares.
     pub sql: Sql,
+    /// Who waits for ends; nobody yet.
+    pub ends: Ends,
     /// Called after a wish was written: wakes our own loops and the other replicas.
     pub poke: Box<dyn Fn(Wish) + Send + Sync>,
     /// What readiness depends on besides the database.

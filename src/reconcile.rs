@@ -38,6 +38,12 @@ impl Seen {
             Some(_) => Self::Foreign,
         }
     }
+
+    /// Our container, with a process in it.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        matches!(self, Self::Ours(container) if container.status.is_alive())
+    }
 }
 
 /// The next step.

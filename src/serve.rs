@@ -203,6 +203,7 @@ fn door_state(sql: Sql, replica: &Arc<Replica>) -> Arc<http::State> {
     let (poked, logged, asked) = (Arc::clone(replica), Arc::clone(replica), Arc::clone(replica));
     Arc::new(http::State {
         sql,
+        ends: http::Ends::default(),
         poke: Box::new(move |wish| poked.wakes.wished(wish)),
         ready: Arc::new(http::Readiness {
             draining: AtomicBool::new(false),

@@ -52,7 +52,7 @@ macro_rules! statements {
 }
 
 statements! {
-    ACCEPTED = "accepted", CLAIM_DUE = "claim_due", CORDON = "cordon", EXPIRE_WAITING = "expire_waiting", EXTEND = "extend", FINISH = "finish", FORGET_HOST = "forget_host",
+    ACCEPTED = "accepted", CLAIM_DUE = "claim_due", CORDON = "cordon", ENDED = "ended", EXPIRE_WAITING = "expire_waiting", EXTEND = "extend", FINISH = "finish", FORGET_HOST = "forget_host",
     GAUGES = "gauges", GET_AGENT = "get_agent", HOST_OF = "host_of",
     HOSTS = "hosts", IDENTITY = "identity", KILLING = "killing", KNOWN = "known", LEAVE = "leave", LIST_AGENTS = "list_agents",
     LIST_LABELLED = "list_labelled",

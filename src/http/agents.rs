@@ -7,7 +7,6 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, StatusCode};
 use serde_json::{Map, Value};
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::problem::{self, Problem};
@@ -19,8 +18,6 @@ use crate::failpoint;
 use crate::wake::Wish;
 
 const STATES: [&str; 6] = ["pending", "running", "terminating", "succeeded", "failed", "expired"];
-/// Between two looks while a client waits for an end.
-const LOOK: Duration = Duration::from_millis(200);
 
 /// `POST /agents`
 pub async fn submit(caller: &Caller, request: Request<Incoming>) -> Answer {
@@ -51,18 +48,17 @@ pub async fn get(caller: &Caller, agent: &str, request: &Request<Incoming>) -> A
         seconds(text).ok().and_then(|wait| Duration::try_from_secs_f64(wait).ok()).filter(|wait| *wait <= LONGEST_WAIT)
     })?;
     query.done()?;
-    let until = Instant::now() + wait.unwrap_or_default();
-    loop {
-        let (agent, ended) = read(caller, id).await?;
-        let remaining = until.saturating_duration_since(Instant::now());
-        if ended || remaining.is_zero() || caller.shutdown.is_cancelled() {
-            return Ok(json(StatusCode::OK, agent));
-        }
+    let (mut agent, ended) = read(caller, id).await?;
+    if let (false, Some(wait)) = (ended, wait) {
+        let mut end = caller.state.ends.of(&caller.state.sql, id);
         tokio::select! {
-            () = tokio::time::sleep(LOOK.min(remaining)) => {}
+            _ = end.wait_for(|ended| *ended) => {}
+            () = tokio::time::sleep(wait) => {}
             () = caller.shutdown.cancelled() => {}
         }
+        (agent, _) = read(caller, id).await?;
     }
+    Ok(json(StatusCode::OK, agent))
 }
 
 /// One agent's record, and whether it has ended.

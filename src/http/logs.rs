@@ -23,8 +23,8 @@ const MEDIA_TYPE: &str = "text/plain; charset=utf-8";
 /// How long a follower waits for its agent to start.
 const START: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(200);
-/// Between two looks whether the agent of an open stream has ended: a daemon may leave the stream open after the exit.
-const ENDED: Duration = Duration::from_secs(2);
+/// How long a stream may go on once its agent has ended: a daemon may leave it open.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// `GET /agents/{id}/logs`
 pub async fn get(caller: &Caller, agent: &str, request: &Request<Incoming>) -> Answer {
@@ -81,16 +81,15 @@ fn start_of(tail: &[u8], lines: u32) -> usize {
 }
 
 fn live(caller: Caller, id: Uuid, stream: BoxStream<'static, Result<Bytes, String>>) -> Response<Content> {
+    let mut end = caller.state.ends.of(&caller.state.sql, id);
     let stop = async move {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(ENDED) => {}
-                () = caller.shutdown.cancelled() => return,
-            }
-            // With the database away nobody knows; the stream itself goes on.
-            if matches!(agents::read(&caller, id).await, Ok((_, true))) {
-                return;
-            }
+        let ended = async {
+            let _ended = end.wait_for(|ended| *ended).await.is_ok();
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::select! {
+            () = ended => {}
+            () = caller.shutdown.cancelled() => {}
         }
     };
     let frames = stream.take_until(Box::pin(stop)).map(move |chunk| match chunk {

@@ -77,6 +77,12 @@ impl Sql {
         rows.first().map(|row| Ok((row.try_get("agent")?, row.try_get("ended")?))).transpose()
     }
 
+    /// Which of these have ended.
+    pub async fn ended(&self, ids: &[Uuid]) -> Result<Vec<Uuid>, Error> {
+        let rows = self.rows(super::ENDED, &[(&ids, Type::UUID_ARRAY)]).await?;
+        rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
+    }
+
     /// A page of at most `limit` agents and of about 1 MiB, newest first, older than `cursor`; each with whether there are more.
     pub async fn list_agents(
         &self,

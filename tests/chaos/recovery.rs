@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::daemon::Daemon;
@@ -17,14 +18,14 @@ use crate::fake_docker::Call;
 use crate::harness::eventually;
 
 /// How long a rate is measured.
-const WINDOW: Duration = Duration::from_secs(15);
+const WINDOW: Duration = Duration::from_secs(12);
 /// How long a fault may take its effect, and then be got over.
 const PAUSE: Duration = Duration::from_secs(5);
 /// How often each is inflicted: two cores that do everything at once give rates that differ by a tenth from window to window.
-const TIMES: usize = 5;
-/// How many wait at least, and how many more are submitted when it is fewer: some seconds' worth.
+const TIMES: usize = 7;
+/// How many wait at least, some seconds' worth, and how many more are submitted at once when it is fewer: no burst.
 const WAITING: i64 = 10_000;
-const MORE: i32 = 2_000;
+const MORE: i32 = 100;
 
 /// Lives that came to their end in a second, over a window. The last thing that happens to a container is its removal.
 async fn rate(world: &World) -> f64 {
@@ -88,24 +89,32 @@ async fn agents(world: &World, which: &str) -> i64 {
 /// Submits whenever few wait. Answers how many were acknowledged; it says nothing of what happened to the others.
 async fn feed(world: Arc<World>, enough: CancellationToken) -> i64 {
     let mut acknowledged = 0;
+    let mut client = None;
     while !enough.is_cancelled() {
-        acknowledged += i64::from(some_more(&world).await.unwrap_or_default());
-        sleep(Duration::from_millis(100)).await;
+        if client.is_none() {
+            client = world.cluster.try_client("sundown").await;
+        }
+        if let Some(connected) = &client {
+            match some_more(connected).await {
+                Ok(more) => acknowledged += i64::from(more),
+                Err(_gone) => client = None,
+            }
+        }
+        sleep(Duration::from_millis(50)).await;
     }
     acknowledged
 }
 
-/// `None`: the database does not answer.
-async fn some_more(world: &World) -> Option<i32> {
-    let client = world.cluster.try_client("sundown").await?;
-    let waiting: i64 = client.query_one("select count(*) from sundown.agent_live where host = 0", &[]).await.ok()?.get(0);
+async fn some_more(client: &Client) -> Result<i32, tokio_postgres::Error> {
+    let waiting: i64 = client.query_one("select count(*) from sundown.agent_live where host = 0", &[]).await?.get(0);
     if waiting >= WAITING {
-        return Some(0);
+        return Ok(0);
     }
-    let submit = "select count(sundown.submit(image => 'busybox', command => array['true'], labels => jsonb_build_object('kind', $1::text)))
+    let submit =
+        "select count(sundown.submit(image => 'busybox', command => array['true'], labels => jsonb_build_object('kind', $1::text)))
                     from generate_series(1, $2)";
-    client.query_one(submit, &[&name(Kind::Exits(0)), &MORE]).await.ok()?;
-    Some(MORE)
+    client.query_one(submit, &[&name(Kind::Exits(0)), &MORE]).await?;
+    Ok(MORE)
 }
 
 fn median(figures: &[f64]) -> f64 {
@@ -122,9 +131,13 @@ async fn after_each_of_five_faults_the_rate_is_what_it_was_and_nobody_is_lost() 
     let plan = Plan { capacity: 200, pooled: false, ..run::plan(1, 1, Some(Sky::Calm)) };
     let dir = run::directory(&run::root(), plan.seed);
     let world: Arc<World> = World::new(&dir, 3, &plan).await;
+    // What comes once a minute would be in one window and not in the next.
+    world.cluster.client().await.batch_execute("alter system set autovacuum_naptime = '3s'").await.unwrap();
+    world.cluster.client().await.batch_execute("select pg_reload_conf()").await.unwrap();
     let enough = CancellationToken::new();
     let feeder = tokio::spawn(feed(Arc::clone(&world), enough.clone()));
-    eventually("enough of them wait", Duration::from_secs(60), async || (agents(&world, "agent_live").await >= WAITING).then_some(())).await;
+    eventually("enough of them wait", Duration::from_secs(60), async || (agents(&world, "agent_live").await >= WAITING).then_some(()))
+        .await;
     println!("{:<30} {:>10} {:>10} {:>8} {:>14}", "lives per second, medians", "before", "after", "ratio", "ratios");
     for fault in faults {
         let mut rates = vec![rate(&world).await];
@@ -145,7 +158,8 @@ async fn after_each_of_five_faults_the_rate_is_what_it_was_and_nobody_is_lost() 
     }
     enough.cancel();
     let acknowledged = feeder.await.unwrap();
-    eventually("the backlog is worked off", Duration::from_secs(300), async || (agents(&world, "agent_live").await == 0).then_some(())).await;
+    eventually("the backlog is worked off", Duration::from_secs(300), async || (agents(&world, "agent_live").await == 0).then_some(()))
+        .await;
     let submitted = agents(&world, "agent").await;
     assert!(acknowledged <= submitted, "{acknowledged} were acknowledged, and {submitted} are there");
     assert_eq!(agents(&world, "agent_outcome where state = 'succeeded'").await, submitted);

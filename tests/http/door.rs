@@ -219,6 +219,43 @@ async fn waiting_ends_with_the_agent_or_with_the_time() {
 }
 
 #[tokio::test]
+async fn many_who_wait_for_ends_ask_the_database_no_more_often_than_one() {
+    const WAITING: usize = 40;
+    let (server, database) = Server::with_database().await;
+    let mut agents = Vec::new();
+    for _ in 0..WAITING {
+        agents.push(server.submit(AGENT).await);
+    }
+    let client = database.client().await;
+    let looks = async || -> i64 {
+        let count = "select sum(idx_scan + seq_scan)::int8 from pg_stat_user_tables where relname like 'agent_outcome_%'";
+        client.query_one(count, &[]).await.unwrap().get(0)
+    };
+    let waits = agents.iter().map(async |agent| server.get(&format!("/agents/{agent}?wait=60s")).await.json()["state"].clone());
+    let ends = async {
+        // Each by himself would look hundreds of times a second.
+        crate::harness::until("they look together", async || {
+            let before = looks().await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            (1..20).contains(&(looks().await - before))
+        })
+        .await;
+        for agent in &agents {
+            server.delete(agent).await;
+        }
+    };
+    let (states, ()) = tokio::join!(futures_util::future::join_all(waits), ends);
+    assert!(states.iter().all(|state| state == "expired"), "{states:?}");
+    // Nobody waits any more, and nobody looks.
+    crate::harness::until("they stop looking", async || {
+        let before = looks().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        looks().await == before
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn every_route_says_which_methods_it_takes() {
     let (server, _database) = Server::with_database().await;
     let id = server.submit(AGENT).await;

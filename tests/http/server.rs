@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
-use sundown::http::{Behind, LogQuery, Meters, Readiness, State, serve};
+use sundown::http::{Behind, Ends, LogQuery, Meters, Readiness, State, serve};
 use sundown::sql::Sql;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -95,6 +95,7 @@ impl Server {
         let (counted, noted) = (Arc::clone(&pokes), Arc::clone(&asked));
         let state = State {
             sql,
+            ends: Ends::default(),
             poke: Box::new(move |_wish| {
                 counted.fetch_add(1, Ordering::SeqCst);
             }),
