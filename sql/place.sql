@@ -19,7 +19,7 @@ with slot as materialized (
            expires_at = coalesce($5, statement_timestamp()) + l.start_timeout + l.ttl,
            due_at     = coalesce($5, statement_timestamp()) + least(make_interval(secs => $4), l.start_timeout)
      where l.id = any (array(select d.id from due d order by d.due_at, d.id limit (select coalesce(max(s.free), 0) from slot s)))
-    returning l.id, l.epoch, l.max_ttl, l.start_timeout, l.grace
+    returning l.id, l.epoch, l.max_ttl, l.start_timeout, l.grace, l.placed_at + l.ttl as first_deadline
 ), used as (
     update sundown.host_slot s set used = s.used + (select count(*) from placed) where s.host = $1 and exists (select from placed)
 )
@@ -27,7 +27,8 @@ select case when (select s.free from slot s) > 0 then 'open'
             when exists (select from slot) or not exists (select from sundown.host_slot s where s.host = $1) then 'full' else 'locked' end as verdict,
        p.id, p.epoch, extract(epoch from p.grace)::float8 as grace,
        a.image, a.command, a.labels, a.cpus::float8, a.memory, a.pids, a.network, e.env,
-       extract(epoch from p.max_ttl)::float8 as max_ttl, extract(epoch from p.start_timeout)::float8 as start_timeout
+       extract(epoch from p.max_ttl)::float8 as max_ttl, extract(epoch from p.start_timeout)::float8 as start_timeout,
+       sundown.instant(p.first_deadline) as first_deadline
   from (select 1) one
   left join placed p on true
   left join sundown.agent a on a.id = p.id

@@ -29,14 +29,18 @@ use crate::wake::Wish;
 mod agents;
 mod connection;
 mod ends;
+mod events;
 mod health;
 mod logs;
 mod meters;
+pub mod openapi;
+mod page;
 pub mod problem;
 mod request;
 mod routes;
 
 pub use ends::Ends;
+pub use events::Feed;
 pub use meters::Meters;
 
 /// How long the database may take before the client is told to come again. Below the 2 s that clients are promised.
@@ -64,6 +68,8 @@ pub struct State {
     pub sql: Sql,
     /// Who waits for ends; nobody yet.
     pub ends: Ends,
+    /// Who follows events; nobody yet.
+    pub feed: Feed,
     /// Called after a wish was written: wakes our own loops and the other replicas.
     pub poke: Box<dyn Fn(Wish) + Send + Sync>,
     /// What readiness depends on besides the database.

@@ -360,5 +360,6 @@ fn container_spec(agent: Uuid, spec: &Spec) -> ContainerSpec {
         pids: i64::from(spec.pids),
         network: if spec.network == "bridge" { Network::Bridge } else { Network::None },
         grace: spec.grace,
+        first_deadline: spec.first_deadline.clone(),
     }
 }

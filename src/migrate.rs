@@ -42,7 +42,8 @@ functions!(
     "10_record",
     "11_adopt",
     "12_forget_host",
-    "13_comments",
+    "13_terminate_labelled",
+    "14_comments",
 );
 
 /// How long to wait for another replica that migrates.

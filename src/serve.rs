@@ -204,6 +204,7 @@ fn door_state(sql: Sql, replica: &Arc<Replica>) -> Arc<http::State> {
     Arc::new(http::State {
         sql,
         ends: http::Ends::default(),
+        feed: http::Feed::default(),
         poke: Box::new(move |wish| poked.wakes.wished(wish)),
         ready: Arc::new(http::Readiness {
             draining: AtomicBool::new(false),

@@ -19,6 +19,7 @@ use crate::failpoint;
 
 pub mod batch;
 pub mod door;
+pub mod feed;
 pub mod steps;
 pub mod work;
 
@@ -52,15 +53,16 @@ macro_rules! statements {
 }
 
 statements! {
-    ACCEPTED = "accepted", CLAIM_DUE = "claim_due", CORDON = "cordon", ENDED = "ended", EXPIRE_WAITING = "expire_waiting", EXTEND = "extend", FINISH = "finish", FORGET_HOST = "forget_host",
+    ACCEPTED = "accepted", CLAIM_DUE = "claim_due", CORDON = "cordon", ENDED = "ended", EVENTS_AFTER = "events_after", EVENTS_NOW = "events_now", EXPIRE_WAITING = "expire_waiting", EXTEND = "extend", FINISH = "finish", FORGET_HOST = "forget_host",
     GAUGES = "gauges", GET_AGENT = "get_agent", HOST_OF = "host_of",
     HOSTS = "hosts", IDENTITY = "identity", KILLING = "killing", KNOWN = "known", LEAVE = "leave", LIST_AGENTS = "list_agents",
     LIST_LABELLED = "list_labelled",
     LOG_OF = "log_of", MAKE_AHEAD = "make_ahead", NEXT_DUE = "next_due", OBSERVE = "observe", ON_HOST = "on_host", PLACE = "place", PROBE = "probe",
     RECALL = "recall", RECORD_CONTAINER = "record_container", REGISTER_HOST = "register_host", REGISTER_REPLICA = "register_replica",
-    RELEASE = "release",
+    RELEASE = "release", REPLICAS = "replicas",
     RENEW = "renew", REST = "rest", RUNNING = "running", SETTINGS = "settings", SIGNALLED = "signalled",
-    SIGNALLING = "signalling", SPEC = "spec", SUBMIT = "submit", SUBMIT_MANY = "submit_many", TERMINATE = "terminate", TICK = "tick", UPKEEP = "upkeep",
+    SIGNALLING = "signalling", SPEC = "spec", STORY = "story", SUBMIT = "submit", SUBMIT_MANY = "submit_many", TERMINATE = "terminate",
+    TERMINATE_LABELLED = "terminate_labelled", TICK = "tick", UPKEEP = "upkeep",
     WAKE = "wake",
 }
 

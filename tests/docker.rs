@@ -68,6 +68,7 @@ impl Bench {
             pids: 32,
             network: Network::None,
             grace: Duration::from_secs(10),
+            first_deadline: "2026-11-26T12:00:00.000000Z".to_owned(),
         }
     }
 
@@ -490,6 +491,7 @@ async fn the_user_cannot_override_our_labels_or_environment(bench: Bench) {
     assert_eq!(config.labels.unwrap()["sundown.label.team"], "blue");
     let env = config.env.unwrap();
     assert!(env.contains(&format!("SUNDOWN_AGENT_ID={}", spec.agent)));
+    assert!(env.contains(&format!("SUNDOWN_EXPIRES_AT={}", spec.first_deadline)));
     assert!(env.contains(&"A=2".to_owned()) && !env.contains(&"A=1".to_owned()));
 }
 

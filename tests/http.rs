@@ -7,6 +7,8 @@
 mod away;
 #[path = "http/door.rs"]
 mod door;
+#[path = "http/events.rs"]
+mod events;
 mod harness;
 #[path = "http/logs.rs"]
 mod logs;

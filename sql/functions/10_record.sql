@@ -14,3 +14,11 @@ language sql stable as $$
         'env_keys', a.env_keys)
 $$;
 comment on function sundown.record(sundown.agents) is 'A row of sundown.agents as the JSON that the API answers.';
+
+create or replace function sundown.event_record(e sundown.events) returns json
+language sql stable as $$
+    select json_build_object(
+        'at', sundown.instant(e.at), 'agent', e.id, 'kind', e.kind, 'was', e.was, 'state', e.state, 'reason', e.reason, 'actor', e.actor,
+        'host', e.host, 'epoch', e.epoch, 'container_id', e.container_id, 'expires_at', sundown.instant(e.expires_at), 'exit_code', e.exit_code)
+$$;
+comment on function sundown.event_record(sundown.events) is 'A row of sundown.events as the JSON that the API answers.';

@@ -19,6 +19,7 @@ use super::container::{LABEL_AGENT, LABEL_INSTALLATION, LABEL_LONGEST_LIFE};
 /// and a tenant must not steer them, nor take one of ours.
 const LABEL_OF_USER: &str = "sundown.label.";
 const ENV_AGENT: &str = "SUNDOWN_AGENT_ID";
+const ENV_DEADLINE: &str = "SUNDOWN_EXPIRES_AT";
 
 /// Which network an agent gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +40,7 @@ pub struct ContainerSpec {
     pub image: String,
     /// Arguments to the image's entrypoint; empty: the image's own command.
     pub command: Vec<String>,
-    /// Later entries win over earlier ones, `SUNDOWN_AGENT_ID` over all.
+    /// Later entries win over earlier ones, ours over all.
     pub env: Vec<(String, String)>,
     /// The user's labels, without prefix.
     pub labels: BTreeMap<String, String>,
@@ -55,6 +56,8 @@ pub struct ContainerSpec {
     pub network: Network,
     /// Used by `docker stop` alone: Sundown sends both signals itself.
     pub grace: Duration,
+    /// `SUNDOWN_EXPIRES_AT`: an instant in RFC 3339 that its first deadline is not before.
+    pub first_deadline: String,
 }
 
 /// The request body: what was asked for inside the hardened profile.
@@ -66,6 +69,7 @@ pub(super) fn creation(spec: &ContainerSpec, installation: Uuid) -> Result<Conta
     }
     let agent = spec.agent.to_string();
     env.insert(ENV_AGENT, &agent);
+    env.insert(ENV_DEADLINE, &spec.first_deadline);
     let user_labels = spec.labels.iter().map(|(key, value)| (format!("{LABEL_OF_USER}{key}"), value.clone()));
     let our_labels = [
         (LABEL_INSTALLATION.to_owned(), installation.to_string()),

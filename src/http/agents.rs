@@ -11,13 +11,16 @@ use uuid::Uuid;
 
 use super::problem::{self, Problem};
 use super::request::{Query, body, id, key};
-use super::routes::{Answer, ask, json};
+use super::routes::{self, Answer, ask, json};
 use super::{Caller, LONGEST_WAIT};
 use crate::agent::{Submission, extension, seconds};
 use crate::failpoint;
 use crate::wake::Wish;
 
 const STATES: [&str; 6] = ["pending", "running", "terminating", "succeeded", "failed", "expired"];
+
+/// How many are asked to end by one statement: it holds their rows for a tenth of a second.
+const TOGETHER: i32 = 1000;
 
 /// `POST /agents`
 pub async fn submit(caller: &Caller, request: Request<Incoming>) -> Answer {
@@ -58,7 +61,7 @@ pub async fn get(caller: &Caller, agent: &str, request: &Request<Incoming>) -> A
         }
         (agent, _) = read(caller, id).await?;
     }
-    Ok(json(StatusCode::OK, agent))
+    Ok(routes::read(request, agent))
 }
 
 /// One agent's record, and whether it has ended.
@@ -84,7 +87,7 @@ pub async fn list(caller: &Caller, request: &Request<Incoming>) -> Answer {
         _ => "null".to_owned(),
     };
     let agents: Vec<String> = page.into_iter().map(|(_, agent, _)| agent).collect();
-    Ok(json(StatusCode::OK, format!(r#"{{"agents":[{}],"next":{next}}}"#, agents.join(","))))
+    Ok(routes::read(request, format!(r#"{{"agents":[{}],"next":{next}}}"#, agents.join(","))))
 }
 
 fn labels(wanted: Vec<String>) -> Result<Option<Value>, Problem> {
@@ -105,7 +108,7 @@ pub async fn terminate(caller: &Caller, agent: &str, request: &Request<Incoming>
     let id = id(agent)?;
     Query::of(request)?.done()?;
     let state = caller.state.clone();
-    let actor = format!("http {}", caller.peer.ip().to_canonical());
+    let actor = actor(caller);
     let record = ask(async move {
         if failpoint::broken("delete_unwritten") {
             return state.sql.get_agent(id).await;
@@ -118,6 +121,38 @@ pub async fn terminate(caller: &Caller, agent: &str, request: &Request<Incoming>
     });
     let (agent, ended) = record.await?.ok_or_else(unknown)?;
     Ok(json(if ended { StatusCode::OK } else { StatusCode::ACCEPTED }, agent))
+}
+
+/// `DELETE /agents?label=`
+pub async fn terminate_labelled(caller: &Caller, request: &Request<Incoming>) -> Answer {
+    let mut query = Query::of(request)?;
+    let labels =
+        labels(query.all("label"))?.ok_or_else(|| Problem::parameter("label", "there at least once: without it, all would end"))?;
+    let dry_run: bool = query.one("dry_run", "true or false", |text| text.parse().ok())?.unwrap_or_default();
+    query.done()?;
+    let actor = actor(caller);
+    let most = (!dry_run).then_some(TOGETHER);
+    let mut count = 0;
+    loop {
+        let (state, labels, actor) = (caller.state.clone(), labels.clone(), actor.clone());
+        let more = ask(async move {
+            let more = state.sql.terminate_labelled(&labels, &actor, dry_run, most).await?;
+            if !dry_run && more > 0 {
+                (state.poke)(Wish::Due(Duration::ZERO));
+            }
+            Ok(more)
+        });
+        let more = more.await?;
+        count += more;
+        if most.is_none_or(|most| more < i64::from(most)) {
+            let status = if dry_run { StatusCode::OK } else { StatusCode::ACCEPTED };
+            return Ok(json(status, format!(r#"{{"count":{count}}}"#)));
+        }
+    }
+}
+
+fn actor(caller: &Caller) -> String {
+    format!("http {}", caller.peer.ip().to_canonical())
 }
 
 /// `PATCH /agents/{id}`
@@ -133,6 +168,34 @@ pub async fn extend(caller: &Caller, agent: &str, request: Request<Incoming>) ->
     });
     let (agent, _ended) = record.await?.ok_or_else(unknown)?;
     Ok(json(StatusCode::OK, agent))
+}
+
+/// `GET /agents/{id}/events`
+pub async fn story(caller: &Caller, agent: &str, request: &Request<Incoming>) -> Answer {
+    let id = id(agent)?;
+    Query::of(request)?.done()?;
+    let state = caller.state.clone();
+    let events = ask(async move { state.sql.story(id).await }).await?;
+    if events.is_empty() {
+        return Err(unknown());
+    }
+    Ok(routes::read(request, format!(r#"{{"events":[{}]}}"#, events.join(","))))
+}
+
+/// `GET /hosts`
+pub async fn hosts(caller: &Caller, request: &Request<Incoming>) -> Answer {
+    Query::of(request)?.done()?;
+    let state = caller.state.clone();
+    let hosts = ask(async move { state.sql.hosts().await }).await?;
+    Ok(routes::read(request, format!(r#"{{"hosts":[{}]}}"#, hosts.join(","))))
+}
+
+/// `GET /replicas`
+pub async fn replicas(caller: &Caller, request: &Request<Incoming>) -> Answer {
+    Query::of(request)?.done()?;
+    let state = caller.state.clone();
+    let replicas = ask(async move { state.sql.replicas().await }).await?;
+    Ok(routes::read(request, format!(r#"{{"replicas":[{}]}}"#, replicas.join(","))))
 }
 
 /// What is said about an id that nobody has.

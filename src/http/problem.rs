@@ -65,7 +65,7 @@ codes! {
     MALFORMED_ID = "malformed_id" 400 "Use the id as POST /agents returned it.";
     CROSS_ORIGIN = "cross_origin" 403 "A web page of another site may not change anything; ask from your own server.";
     UNKNOWN_AGENT = "unknown_agent" 404 "List GET /agents; ended agents are forgotten after the retention.";
-    UNKNOWN_ROUTE = "unknown_route" 404 "Use /agents, /agents/{id}, /agents/{id}/logs, /healthz, /readyz or /metrics.";
+    UNKNOWN_ROUTE = "unknown_route" 404 "Use /agents, /agents/{id}, its /logs and /events, /events, /hosts, /replicas, /openapi.json, /healthz, /readyz or /metrics.";
     METHOD_NOT_ALLOWED = "method_not_allowed" 405 "Use one of the methods in the Allow header.";
     BODY_TIMEOUT = "body_timeout" 408 "Send the body within ten seconds.";
     ALREADY_OVER = "already_over" 409 "Submit a new agent.";

@@ -11,10 +11,11 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::problem::{self, Problem};
-use super::{ANSWER, Caller, agents, health, logs};
+use super::{ANSWER, Caller, agents, events, health, logs, openapi, page};
 use crate::error::Error;
 
 /// The body of an answer.
@@ -28,6 +29,12 @@ enum Route<'a> {
     Agents,
     Agent(&'a str),
     Logs(&'a str),
+    Story(&'a str),
+    Events,
+    Hosts,
+    Replicas,
+    Page(page::File),
+    OpenApi,
     Healthz,
     Readyz,
     Metrics,
@@ -40,6 +47,14 @@ impl<'a> Route<'a> {
             ["agents"] => Self::Agents,
             ["agents", id] if !id.is_empty() => Self::Agent(id),
             ["agents", id, "logs"] if !id.is_empty() => Self::Logs(id),
+            ["agents", id, "events"] if !id.is_empty() => Self::Story(id),
+            ["events"] => Self::Events,
+            ["hosts"] => Self::Hosts,
+            ["openapi.json"] => Self::OpenApi,
+            [""] => Self::Page(page::File::Page),
+            ["page.css"] => Self::Page(page::File::Style),
+            ["page.js"] => Self::Page(page::File::Script),
+            ["replicas"] => Self::Replicas,
             ["healthz"] => Self::Healthz,
             ["readyz"] => Self::Readyz,
             ["metrics"] => Self::Metrics,
@@ -49,9 +64,9 @@ impl<'a> Route<'a> {
 
     fn allow(self) -> &'static str {
         match self {
-            Self::Agents => "GET, HEAD, POST, OPTIONS",
+            Self::Agents => "GET, HEAD, POST, DELETE, OPTIONS",
             Self::Agent(_) => "GET, HEAD, DELETE, PATCH, OPTIONS",
-            Self::Logs(_) | Self::Healthz | Self::Readyz | Self::Metrics => "GET, HEAD, OPTIONS",
+            _ => "GET, HEAD, OPTIONS",
         }
     }
 
@@ -61,6 +76,12 @@ impl<'a> Route<'a> {
             Self::Agents => "/agents",
             Self::Agent(_) => "/agents/{id}",
             Self::Logs(_) => "/agents/{id}/logs",
+            Self::Story(_) => "/agents/{id}/events",
+            Self::Events => "/events",
+            Self::Hosts => "/hosts",
+            Self::Page(_) => "/",
+            Self::OpenApi => "/openapi.json",
+            Self::Replicas => "/replicas",
             Self::Healthz => "/healthz",
             Self::Readyz => "/readyz",
             Self::Metrics => "/metrics",
@@ -114,10 +135,17 @@ async fn dispatch(caller: Caller, route: Option<Route<'_>>, request: Request<Inc
     match route {
         Route::Agents if read => agents::list(&caller, &request).await,
         Route::Agents if method == Method::POST => agents::submit(&caller, request).await,
+        Route::Agents if method == Method::DELETE => agents::terminate_labelled(&caller, &request).await,
         Route::Agent(id) if read => agents::get(&caller, id, &request).await,
         Route::Agent(id) if method == Method::DELETE => agents::terminate(&caller, id, &request).await,
         Route::Agent(id) if method == Method::PATCH => agents::extend(&caller, id, request).await,
         Route::Logs(id) if read => logs::get(&caller, id, &request).await,
+        Route::Story(id) if read => agents::story(&caller, id, &request).await,
+        Route::Events if read => events::get(&caller, &request).await,
+        Route::Page(file) if read => Ok(page::get(&request, file)),
+        Route::OpenApi if read => Ok(openapi::get(&request)),
+        Route::Hosts if read => agents::hosts(&caller, &request).await,
+        Route::Replicas if read => agents::replicas(&caller, &request).await,
         Route::Healthz if read => Ok(health::alive()),
         Route::Readyz if read => health::ready(&caller).await,
         Route::Metrics if read => health::metrics(&caller).await,
@@ -168,6 +196,38 @@ pub fn full(bytes: impl Into<Bytes>) -> Content {
 /// A JSON answer.
 pub fn json(status: StatusCode, body: String) -> Response<Content> {
     typed(status, "application/json", full(body))
+}
+
+/// The JSON answer to a read.
+pub fn read<B>(request: &Request<B>, body: String) -> Response<Content> {
+    tagged(request, "application/json", body)
+}
+
+/// An answer with a tag of what it says; 304 to whoever has just that already.
+pub fn tagged<B>(request: &Request<B>, media_type: &'static str, body: String) -> Response<Content> {
+    use std::fmt::Write as _;
+    let mut tag = "\"".to_owned();
+    for byte in &Sha256::digest(body.as_bytes())[..16] {
+        let _infallible = write!(tag, "{byte:02x}");
+    }
+    tag.push('"');
+    // Weak or strong: a proxy that compresses makes a tag weak, and a read needs no more (RFC 9110, 13.1.2).
+    let known =
+        request.headers().get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    let known = known.map(|known| known.trim()).any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag);
+    let mut response = if known {
+        let mut response = Response::new(full(Bytes::new()));
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        response
+    } else {
+        typed(StatusCode::OK, media_type, full(body))
+    };
+    // May be kept, and is asked for again each time.
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    if let Ok(tag) = HeaderValue::try_from(tag) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
 }
 
 /// An answer of a media type.

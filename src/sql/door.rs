@@ -104,6 +104,14 @@ impl Sql {
         self.shared.terminate.ask(self, Terminate(id, actor.to_owned()), None).await
     }
 
+    /// Asks for the end of those that carry these labels, at most so many, or only counts them. Answers how many.
+    pub async fn terminate_labelled(&self, labels: &Value, actor: &str, dry_run: bool, most: Option<i32>) -> Result<i64, Error> {
+        let lock_timeout = self.lock_timeout(Patience::Long);
+        let params: &[Param<'_>] =
+            &[(labels, Type::JSONB), (&actor, Type::TEXT), (&dry_run, Type::BOOL), (&most, Type::INT4), (&lock_timeout, Type::TEXT)];
+        self.one(super::TERMINATE_LABELLED, params, "count").await?.ok_or_else(gone)
+    }
+
     /// Moves a deadline to now + `ttl` seconds; answers the seconds to it, `None` while it waits for a place.
     pub async fn extend(&self, id: Uuid, ttl: f64) -> Result<Option<f64>, Error> {
         Ok(self.one::<Option<f64>>(super::EXTEND, &[(&id, Type::UUID), (&ttl, Type::FLOAT8)], "due_in").await?.flatten())
@@ -117,6 +125,11 @@ impl Sql {
             (row.try_get("host")?, row.try_get("tail")?, row.try_get("truncated")?);
         let container = row.try_get("container_id")?;
         Ok(Some(LogOf { live: host.map(|host| (host, container)), tail: tail.zip(truncated), ended: row.try_get("ended")? }))
+    }
+
+    /// The replicas of the last hour, each as JSON.
+    pub async fn replicas(&self) -> Result<Vec<String>, Error> {
+        self.rows(super::REPLICAS, &[]).await?.iter().map(|row| Ok(row.try_get("replica")?)).collect()
     }
 
     /// The gauges that only the database knows.

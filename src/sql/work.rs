@@ -75,6 +75,8 @@ pub struct Spec {
     pub start_timeout: Duration,
     /// Between the stop signal and SIGKILL.
     pub grace: Duration,
+    /// The instant before which its deadline cannot be, in RFC 3339: its ttl counts from later than its placement.
+    pub first_deadline: String,
 }
 
 /// What the database knows of an agent whose container was seen.
@@ -402,5 +404,6 @@ fn spec(row: &Row) -> Result<Spec, Error> {
         max_ttl: Duration::from_secs_f64(row.try_get::<_, f64>("max_ttl")?.max(0.0)),
         start_timeout: Duration::from_secs_f64(row.try_get::<_, f64>("start_timeout")?.max(0.0)),
         grace: Duration::from_secs_f64(row.try_get::<_, f64>("grace")?.max(0.0)),
+        first_deadline: row.try_get("first_deadline")?,
     })
 }

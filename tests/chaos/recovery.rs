@@ -18,11 +18,11 @@ use crate::fake_docker::Call;
 use crate::harness::eventually;
 
 /// How long a rate is measured.
-const WINDOW: Duration = Duration::from_secs(12);
+const WINDOW: Duration = Duration::from_secs(20);
 /// How long a fault may take its effect, and then be got over.
 const PAUSE: Duration = Duration::from_secs(5);
 /// How often each is inflicted: two cores that do everything at once give rates that differ by a tenth from window to window.
-const TIMES: usize = 7;
+const TIMES: usize = 5;
 /// How many wait at least, some seconds' worth, and how many more are submitted at once when it is fewer: no burst.
 const WAITING: i64 = 10_000;
 const MORE: i32 = 100;

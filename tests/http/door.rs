@@ -219,6 +219,82 @@ async fn waiting_ends_with_the_agent_or_with_the_time() {
 }
 
 #[tokio::test]
+async fn every_operation_that_is_described_is_there_and_no_other() {
+    let (server, _database) = Server::with_database().await;
+    let id = server.submit(AGENT).await;
+    let document = server.get("/openapi.json").await.json();
+    assert_eq!(document, sundown::http::openapi::document());
+    for (path, described) in document["paths"].as_object().unwrap() {
+        let described: BTreeSet<String> = described.as_object().unwrap().keys().map(|method| method.to_uppercase()).collect();
+        let options = Server::send(server.request(Method::OPTIONS, &path.replace("{id}", &id))).await;
+        assert_eq!(options.status, 204, "{path}");
+        let allowed = options.header("allow").split(", ").filter(|method| !["HEAD", "OPTIONS"].contains(method));
+        assert_eq!(described, allowed.map(str::to_owned).collect(), "{path}");
+    }
+    // What the router knows, it names in its metrics once it was asked.
+    let templates: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+    let known =
+        "/agents /agents/{id} /agents/{id}/logs /agents/{id}/events /events /hosts /replicas /openapi.json /healthz /readyz /metrics";
+    assert_eq!(templates, known.split(' ').collect());
+    let agent: BTreeSet<String> = document["components"]["schemas"]["Agent"]["properties"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(agent, server.get(&format!("/agents/{id}")).await.json().as_object().unwrap().keys().cloned().collect());
+    let event: BTreeSet<String> = document["components"]["schemas"]["Event"]["properties"].as_object().unwrap().keys().cloned().collect();
+    let events = server.get(&format!("/agents/{id}/events")).await.json();
+    assert_eq!(event, events["events"][0].as_object().unwrap().keys().cloned().collect());
+}
+
+#[tokio::test]
+async fn all_that_carry_a_label_end_together_and_no_others() {
+    let (server, database) = Server::with_database().await;
+    let client = database.client().await;
+    let many = "select sundown.submit('a', labels => '{\"team\": \"blue\", \"n\": \"1\"}') from generate_series(1, 2345)";
+    client.batch_execute(many).await.unwrap();
+    let other = server.submit(r#"{"image":"a","labels":{"team":"red"}}"#).await;
+    let runs = server.submit(r#"{"image":"a","labels":{"team":"blue"}}"#).await;
+    run_it(&database, &runs).await;
+    let delete = async |query: &str| Server::send(server.request(Method::DELETE, &format!("/agents{query}"))).await;
+    let answer = delete("?label=team=blue&label=n=1&dry_run=true").await;
+    assert_eq!((answer.status, answer.text.as_str()), (200, r#"{"count":2345}"#));
+    assert_eq!(client.query_one("select count(*) from sundown.agents where state = 'pending'", &[]).await.unwrap().get::<_, i64>(0), 2346);
+    let answer = delete("?label=team=blue").await;
+    assert_eq!((answer.status, answer.text.as_str()), (202, r#"{"count":2346}"#));
+    let states = "select state, count(*), min(labels ->> 'team'), max(reason) from sundown.agents group by state order by state";
+    let states: Vec<(String, i64, String, Option<String>)> =
+        client.query(states, &[]).await.unwrap().iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect();
+    let ended = |state: &str, count| (state.to_owned(), count, "blue".to_owned(), Some("terminated".to_owned()));
+    assert_eq!(states, [ended("expired", 2345), ("pending".to_owned(), 1, "red".to_owned(), None), ended("terminating", 1)]);
+    let again = delete("?label=team=blue").await;
+    assert_eq!((again.status, again.text.as_str()), (202, r#"{"count":0}"#));
+    for query in ["", "?label=team", "?dry_run=true", "?label=team=blue&dry_run=maybe"] {
+        let answer = delete(query).await;
+        assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_parameter"), "{query}");
+    }
+    assert_eq!(server.get(&format!("/agents/{other}")).await.json()["state"], "pending");
+}
+
+#[tokio::test]
+async fn what_has_not_changed_is_not_sent_again() {
+    let (server, _database) = Server::with_database().await;
+    let id = server.submit(AGENT).await;
+    for path in [format!("/agents/{id}"), "/agents".to_owned()] {
+        let first = server.get(&path).await;
+        let tag = first.header("etag").to_owned();
+        assert_eq!((first.status, first.header("cache-control")), (200, "private, no-cache"));
+        let ask = async |tags: &str| Server::send(server.request(Method::GET, &path).header("if-none-match", tags)).await;
+        for known in [tag.clone(), format!("W/{tag}"), format!("\"other\", {tag}"), "*".to_owned()] {
+            let again = ask(&known).await;
+            assert_eq!((again.status, again.text.as_str(), again.header("etag")), (304, "", tag.as_str()), "{known}");
+        }
+        assert_eq!(ask("\"other\"").await.text, first.text);
+        server.patch(&id, r#"{"ttl":77}"#).await;
+        let changed = ask(&tag).await;
+        assert_eq!(changed.status, 200);
+        assert_ne!(changed.header("etag"), tag);
+        server.patch(&id, r#"{"ttl":78}"#).await;
+    }
+}
+
+#[tokio::test]
 async fn many_who_wait_for_ends_ask_the_database_no_more_often_than_one() {
     const WAITING: usize = 40;
     let (server, database) = Server::with_database().await;
@@ -261,9 +337,15 @@ async fn every_route_says_which_methods_it_takes() {
     let id = server.submit(AGENT).await;
     let (agent, logs) = (format!("/agents/{id}"), format!("/agents/{id}/logs"));
     for (path, allow) in [
-        ("/agents", "GET, HEAD, POST, OPTIONS"),
+        ("/agents", "GET, HEAD, POST, DELETE, OPTIONS"),
         (&agent, "GET, HEAD, DELETE, PATCH, OPTIONS"),
         (&logs, "GET, HEAD, OPTIONS"),
+        (&format!("{agent}/events"), "GET, HEAD, OPTIONS"),
+        ("/events", "GET, HEAD, OPTIONS"),
+        ("/openapi.json", "GET, HEAD, OPTIONS"),
+        ("/", "GET, HEAD, OPTIONS"),
+        ("/hosts", "GET, HEAD, OPTIONS"),
+        ("/replicas", "GET, HEAD, OPTIONS"),
         ("/healthz", "GET, HEAD, OPTIONS"),
         ("/readyz", "GET, HEAD, OPTIONS"),
         ("/metrics", "GET, HEAD, OPTIONS"),

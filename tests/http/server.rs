@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
-use sundown::http::{Behind, Ends, LogQuery, Meters, Readiness, State, serve};
+use sundown::http::{Behind, Ends, Feed, LogQuery, Meters, Readiness, State, serve};
 use sundown::sql::Sql;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -96,6 +96,7 @@ impl Server {
         let state = State {
             sql,
             ends: Ends::default(),
+            feed: Feed::default(),
             poke: Box::new(move |_wish| {
                 counted.fetch_add(1, Ordering::SeqCst);
             }),
