@@ -83,7 +83,13 @@ missing_packages() {
     command -v ip >/dev/null || echo iproute2
     local want
     for want in curl "$@"; do
-        command -v "$want" >/dev/null || echo "$want"
+        command -v "$want" >/dev/null && continue
+        # Most packages are called as their program is.
+        case $want in
+        chromedriver) echo chromium-driver ;;
+        systemd-*) echo systemd ;;
+        *) echo "$want" ;;
+        esac
     done
 }
 

@@ -43,6 +43,8 @@ impl Cli {
             Command::Migrate(c) => (Some(&c.database), None),
             Command::Adopt(c) => (Some(&c.database), None),
             Command::Host(c) => (Some(&c.database), None),
+            // They say it themselves.
+            Command::Verb(_) | Command::Completions { .. } | Command::Man => (None, None),
         };
         database.map(Database::addresses).transpose()?;
         let endpoints = docker.map(Endpoints::all).unwrap_or_default();
@@ -93,6 +95,16 @@ pub enum Command {
     Host(HostCommand),
     /// Check what Sundown needs, and say what to do about what is missing.
     Doctor(Doctor),
+    /// The verbs for agents.
+    #[command(flatten)]
+    Verb(crate::client::Verb),
+    /// Print the completions of a shell, as in `source <(sundown completions bash)`.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page.
+    Man,
 }
 
 /// Where the database is.

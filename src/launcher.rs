@@ -322,6 +322,11 @@ async fn running(replica: &Arc<Replica>, link: &Arc<Link>, row: Claim, container
         });
     }
     tracing::info!(agent.id = %row.id, host = row.host, container, expires_in_s = due_in, "running");
+    // While there is time: at its deadline nobody has to be asked for its process then.
+    if seen.is_none() {
+        let (link, row) = (Arc::clone(link), Claim { container_id: Some(container.to_owned()), ..row.clone() });
+        replica.spawn(async move { link.learn(&row).await });
+    }
     match seen {
         // Taken over after it ran to its end: its keeper may have looked already.
         Some(seen) => match reconcile(&Claim { state: "running".to_owned(), started: true, ..row.clone() }, &seen) {

@@ -15,6 +15,7 @@
 //! Invariants: Postgres is the only state and the only clock that decides (but for the dead man); facts reach http only through a row; http never calls
 //! Docker but to stream a log; no transaction is open across a Docker call; nothing runs between http and the loops but a wake-up.
 
+pub mod client;
 pub mod config;
 
 pub mod http;
@@ -48,5 +49,6 @@ pub mod replica;
 pub mod upkeep;
 
 mod serve;
+pub mod service;
 
 pub use serve::{Fatal, installation, run};

@@ -1,14 +1,14 @@
 //! The command line: parse, dispatch, exit code. Knows no SQL and no Docker.
 //!
-//! Exit codes: 0 done; 1 doctor found something; 64 wrong use; 69 something needed does not answer; 70 a defect; 78 the database is not ours.
+//! Exit codes: 0 done; 1 doctor found something, or a verb was refused; 10, 11, 12 from wait; 64 wrong use; 69 something needed does not answer; 70 a defect; 78 the database is not ours.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use sundown::config::{Adopt, Cli, Command, Database, Deadman, HostAction, HostCommand, Migrate, Serve};
-use sundown::{Fatal, deadman, doctor, migrate, sweep};
+use sundown::{Fatal, client, deadman, doctor, migrate, service, sweep};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -84,14 +84,43 @@ async fn dispatch(command: Command) -> Result<ExitCode, Fatal> {
         Command::Deadman(config) => deadman(config).await.map(|()| ExitCode::SUCCESS),
         Command::Adopt(config) => adopt(config).await.map(|()| ExitCode::SUCCESS),
         Command::Host(config) => host(config).await.map(|()| ExitCode::SUCCESS),
+        Command::Verb(verb) => Ok(client::run(verb).await.map_or_else(
+            |trouble| {
+                if !matches!(trouble, client::Trouble::Unread) {
+                    eprintln!("sundown: {trouble}");
+                }
+                ExitCode::from(trouble.code())
+            },
+            ExitCode::from,
+        )),
+        Command::Completions { shell } => {
+            let mut command = Cli::command();
+            clap_complete::generate(shell, &mut command, "sundown", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man => manual().map(|()| ExitCode::SUCCESS),
         Command::Doctor(config) => Ok(if doctor::run(config).await? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
     }
+}
+
+/// The manual: the command, then each of its commands.
+fn manual() -> Result<(), Fatal> {
+    let printed = |command: clap::Command| clap_mangen::Man::new(command).render(&mut std::io::stdout());
+    // Built, a part knows its whole name.
+    let mut whole = Cli::command();
+    whole.build();
+    let parts: Vec<clap::Command> = whole.get_subcommands().cloned().collect();
+    std::iter::once(whole).chain(parts).try_for_each(printed).map_err(|error| Fatal::Internal(error.to_string()))
 }
 
 async fn serve(config: Serve) -> Result<(), Fatal> {
     let config = config.effective().map_err(Fatal::Usage)?;
     tracing::info!(?config, "starting");
-    let listener = TcpListener::bind(config.listen).await.map_err(|error| {
+    let listener = match service::socket() {
+        Some(given) => given.set_nonblocking(true).and_then(|()| TcpListener::from_std(given)),
+        None => TcpListener::bind(config.listen).await,
+    };
+    let listener = listener.map_err(|error| {
         Fatal::Unavailable(format!("cannot listen on {}: {error}; choose another address with SUNDOWN_LISTEN", config.listen))
     })?;
     sundown::run(config, listener, asked_to_end()?).await

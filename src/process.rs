@@ -50,6 +50,19 @@ fn hold_init(pid: u32, container: &str) -> Option<OwnedFd> {
     (is_inside(&read("cgroup")?, container) && is_init(&read("status")?, pid)).then_some(held)
 }
 
+/// Whether a container's init, which Docker said has this pid, can be seen to live. `false` says nothing: it may be out of sight.
+#[must_use]
+pub fn lives(pid: u32, container: &str) -> bool {
+    // Held while it is looked at: what is read is of nobody else.
+    let Some(_held) = hold_init(pid, container) else { return false };
+    fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| !is_dead(&status))
+}
+
+/// Dead, and not taken leave of by its parent yet.
+fn is_dead(status: &str) -> bool {
+    status.lines().find_map(|line| line.strip_prefix("State:")).is_none_or(|state| state.trim_start().starts_with(['Z', 'X']))
+}
+
 /// Whether a process is the first of a pid namespace right below ours. Not deeper: a container may hold containers of its own.
 fn is_init(status: &str, pid: u32) -> bool {
     let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
@@ -217,6 +230,17 @@ mod tests {
         }
         assert!(!is_init("Name:\tNSpid:\t4711\t1\n", 4711), "it is the name of one");
         assert!(!is_init("", 4711));
+    }
+
+    #[test]
+    fn whoever_is_dead_does_not_live_though_his_number_is_still_taken() {
+        for (state, dead) in
+            [("R (running)", false), ("S (sleeping)", false), ("T (stopped)", false), ("Z (zombie)", true), ("X (dead)", true)]
+        {
+            assert_eq!(is_dead(&format!("Name:\tsh\nState:\t{state}\nPid:\t4711\n")), dead, "{state}");
+        }
+        assert!(is_dead(""), "nothing is known of it");
+        assert!(!lives(std::process::id(), ID), "it is this test");
     }
 
     #[tokio::test]

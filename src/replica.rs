@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ const PULSE: Duration = Duration::from_secs(1);
 const NAMED: Duration = Duration::from_millis(250);
 /// How long a daemon that has said who it is is believed by whoever creates a container there. One that is started takes longer.
 const BELIEVED: Duration = Duration::from_millis(500);
+/// How many containers may live unseen before it is believed that none can be seen. One may have ended in the moment between two looks.
+const UNSEEN: u32 = 8;
 /// Clean-ups (inspect, log, remove) at once on one host. Beyond the daemon's own parallelism they only get in the way of kills.
 const CLEANUPS: usize = 8;
 
@@ -227,6 +229,8 @@ pub struct Link {
     /// Pids of containers' inits, as the last look at each has shown. They save a question, and prove nothing: whoever signals one looks whose
     /// it is. `None`: SIGKILL is the daemon's.
     inits: Option<Mutex<HashMap<String, u32>>>,
+    /// How many containers in a row lived, and could not be seen to.
+    unseen: AtomicU32,
     /// Who its volume says that it is.
     pub uuid: Uuid,
     /// Cancelled once the daemon does not answer at all, or is another one: nothing more is claimed for it here, until it is connected
@@ -333,6 +337,27 @@ impl Link {
         tokio::time::timeout(NAMED, self.docker.inspect(container)).await.ok()?.ok()??.pid
     }
 
+    /// Whether the kernel shows that a container's init lives, so that the daemon need not be asked. `false` says nothing.
+    #[must_use]
+    pub fn sees_alive(&self, container: &str) -> bool {
+        let init = self.inits().and_then(|inits| inits.get(container).copied());
+        init.is_some_and(|init| process::lives(init, container))
+    }
+
+    /// Looks at a container that has just been started, so that at its deadline the daemon need not be asked: where that is of use, which it is
+    /// not while containers' processes are out of sight.
+    pub async fn learn(&self, row: &Claim) {
+        if self.inits.is_none() || self.unseen.load(Ordering::Relaxed) >= UNSEEN {
+            return;
+        }
+        let Ok(seen) = self.look(row).await else { return };
+        if row.container_id.as_deref().is_some_and(|container| self.sees_alive(container)) {
+            self.unseen.store(0, Ordering::Relaxed);
+        } else if seen.is_alive() {
+            self.unseen.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn learn_init(&self, container: &Container) {
         let Some(mut inits) = self.inits() else { return };
         match container.pid.filter(|_| container.status.is_alive()) {
@@ -429,6 +454,7 @@ impl Host {
             orphans: Semaphore::new(CLEANUPS),
             begun: Mutex::default(),
             inits: (self.fast_kill && docker::socket(&self.endpoint).is_some()).then(Mutex::default),
+            unseen: AtomicU32::new(0),
             uuid,
             silent: CancellationToken::new(),
             proved: Mutex::default(),

@@ -19,7 +19,7 @@ use crate::embedded::{Embedded, EmbeddedError};
 use crate::error::Error;
 use crate::replica::{Host, Replica};
 use crate::sql::Sql;
-use crate::{deadman, http, keeper, launcher, listen, migrate, notifier, sweeper, upkeep};
+use crate::{deadman, http, keeper, launcher, listen, migrate, notifier, service, sweeper, upkeep};
 
 /// Connections for the work in hand: a few finishes at once; others queue for them in microseconds.
 const LOOP_CONNECTIONS: usize = 6;
@@ -160,6 +160,7 @@ async fn serve(config: &Serve, pooled: &Config, direct: &Config, mut front: Fron
     front.tasks.spawn(named("notifier", notifier::run(Arc::clone(&replica), front.closing.clone())));
     let state = front.behind.get_or_init(|| door_state(door, &replica));
     let ready = Arc::clone(&state.ready);
+    tokio::spawn(service::tell(replica.stop.clone()));
 
     let broken = tokio::select! {
         () = shutdown.cancelled() => None,

@@ -322,6 +322,13 @@ async fn step(replica: &Arc<Replica>, link: &Link, mut row: Claim) -> Result<(),
     if let (true, false, Some(container)) = (row.killed, row.observed, row.container_id.clone()) {
         return kill(replica, link, &row, &container).await;
     }
+    // Its process lives, as the kernel shows: so it is to be signalled, and the daemon need not be asked first.
+    if let (true, Some(container)) = (row.state == "terminating" && !row.observed, row.container_id.clone())
+        && link.sees_alive(&container)
+    {
+        failpoint::hit("stop.looked");
+        return stop(replica, link, row, container).await;
+    }
     let overdue = row.grace_over && !row.signalled && !row.observed;
     let look = tokio::time::timeout(if overdue { LAST_LOOK } else { Duration::MAX }, link.look(&row)).await;
     let seen = match look.unwrap_or_else(|_| Err(DockerError::Unavailable("no look at it in time".to_owned()))) {
@@ -343,19 +350,7 @@ async fn step(replica: &Arc<Replica>, link: &Link, mut row: Claim) -> Result<(),
     };
     failpoint::hit("stop.looked");
     match reconcile(&row, &seen) {
-        Action::Signal(container) => {
-            if failpoint::broken("signal_before_intent") && link.docker.signal(&container, Signal::Term).await.is_ok() {
-                failpoint::hit("stop.signalled");
-            }
-            let Some(at_once) = replica.sql.signalling(row.id, row.epoch, STOP_LEASE, None).await? else {
-                replica.lease_lost(row.id, "signal");
-                return Ok(());
-            };
-            failpoint::hit("stop.signalling");
-            let at_once = at_once || failpoint::broken("no_grace");
-            (row.signalled, row.killed) = (true, at_once);
-            if at_once { kill(replica, link, &row, &container).await } else { signal(replica, link, &row, &container).await }
-        }
+        Action::Signal(container) => stop(replica, link, row, container).await,
         Action::Kill(container) => kill(replica, link, &row, &container).await,
         Action::End(facts, container) => finish::end(replica, link, &row, facts, container.as_deref()).await,
         Action::Finish(container) => finish::remove_and_record(replica, link, &row, container.as_deref()).await,
@@ -363,6 +358,21 @@ async fn step(replica: &Arc<Replica>, link: &Link, mut row: Claim) -> Result<(),
         // Steps of a start, for a row that is not pending: reconcile never asks for them.
         Action::Create | Action::Record(_) | Action::Start(_) | Action::Running(_) | Action::RanAlready(_) => Ok(()),
     }
+}
+
+/// The intent, then the signal that it says.
+async fn stop(replica: &Arc<Replica>, link: &Link, mut row: Claim, container: String) -> Result<(), Error> {
+    if failpoint::broken("signal_before_intent") && link.docker.signal(&container, Signal::Term).await.is_ok() {
+        failpoint::hit("stop.signalled");
+    }
+    let Some(at_once) = replica.sql.signalling(row.id, row.epoch, STOP_LEASE, None).await? else {
+        replica.lease_lost(row.id, "signal");
+        return Ok(());
+    };
+    failpoint::hit("stop.signalling");
+    let at_once = at_once || failpoint::broken("no_grace");
+    (row.signalled, row.killed) = (true, at_once);
+    if at_once { kill(replica, link, &row, &container).await } else { signal(replica, link, &row, &container).await }
 }
 
 async fn signal(replica: &Arc<Replica>, link: &Link, row: &Claim, container: &str) -> Result<(), Error> {

@@ -5,6 +5,8 @@
 
 #[path = "http/away.rs"]
 mod away;
+#[path = "http/cli.rs"]
+mod cli;
 #[path = "http/door.rs"]
 mod door;
 #[path = "http/events.rs"]

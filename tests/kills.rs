@@ -241,9 +241,9 @@ async fn ends_without_harm_to(pid: u32) {
     let id = submit(&client, "busybox", "sleep inf", ", ttl => '1s', grace => '0s'").await;
     assert_eq!(outcome(&client, id).await, end("expired", "ttl_expired", Some(137)));
     assert_eq!(kills(&replica).await, BY_THE_DAEMON);
-    // Before its start, before the decision to kill it, and once it was killed.
+    // Before its start, for its pid, before the decision to kill it, and once it was killed.
     let name = format!("sundown-{id}");
-    assert_eq!((fake.calls(Call::Kill, &name), fake.calls(Call::Inspect, &name)), (1, 3), "{:?}", fake.history(&name));
+    assert_eq!((fake.calls(Call::Kill, &name), fake.calls(Call::Inspect, &name)), (1, 4), "{:?}", fake.history(&name));
     let late = late(&client, id).await;
     assert!(late < 3.0, "{late} s late");
 }

@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 const TIMES: usize = 5;
 /// How many wait at least, some seconds' worth, and how many more are submitted at once when it is fewer: no burst.
 const WAITING: i64 = 10_000;
-const MORE: i32 = 100;
+const MORE: i32 = 500;
 
 /// Lives that came to their end in a second, over a window. The last thing that happens to a container is its removal.
 async fn rate(world: &World) -> f64 {
@@ -94,11 +94,17 @@ async fn feed(world: Arc<World>, enough: CancellationToken) -> i64 {
         if client.is_none() {
             client = world.cluster.try_client("sundown").await;
         }
-        if let Some(connected) = &client {
-            match some_more(connected).await {
-                Ok(more) => acknowledged += i64::from(more),
-                Err(_gone) => client = None,
+        let more = match &client {
+            Some(connected) => some_more(connected).await.ok(),
+            None => None,
+        };
+        match more {
+            Some(more @ 1..) => {
+                acknowledged += i64::from(more);
+                continue;
             }
+            Some(_enough) => {}
+            None => client = None,
         }
         sleep(Duration::from_millis(50)).await;
     }
@@ -110,9 +116,9 @@ async fn some_more(client: &Client) -> Result<i32, tokio_postgres::Error> {
     if waiting >= WAITING {
         return Ok(0);
     }
-    let submit =
-        "select count(sundown.submit(image => 'busybox', command => array['true'], labels => jsonb_build_object('kind', $1::text)))
-                    from generate_series(1, $2)";
+    let submit = "select count(*) from sundown.submit_many((select jsonb_agg(jsonb_build_object(
+                      'tenant', 'default', 'image', 'busybox', 'command', array['true'], 'env', '{}'::jsonb, 'labels', jsonb_build_object('kind', $1::text),
+                      'cpus', 1, 'memory', 67108864, 'pids', 32, 'network', 'none')) from generate_series(1, $2)))";
     client.query_one(submit, &[&name(Kind::Exits(0)), &MORE]).await?;
     Ok(MORE)
 }
@@ -136,8 +142,8 @@ async fn after_each_of_five_faults_the_rate_is_what_it_was_and_nobody_is_lost() 
     world.cluster.client().await.batch_execute("select pg_reload_conf()").await.unwrap();
     let enough = CancellationToken::new();
     let feeder = tokio::spawn(feed(Arc::clone(&world), enough.clone()));
-    eventually("enough of them wait", Duration::from_secs(60), async || (agents(&world, "agent_live").await >= WAITING).then_some(()))
-        .await;
+    let waiting = async || agents(&world, "agent_live where host = 0").await;
+    eventually("enough of them wait", Duration::from_secs(60), async || (waiting().await >= WAITING / 2).then_some(())).await;
     println!("{:<30} {:>10} {:>10} {:>8} {:>14}", "lives per second, medians", "before", "after", "ratio", "ratios");
     for fault in faults {
         let mut rates = vec![rate(&world).await];
@@ -152,7 +158,7 @@ async fn after_each_of_five_faults_the_rate_is_what_it_was_and_nobody_is_lost() 
         ratios.sort_by(f64::total_cmp);
         let ratio = median(&ratios);
         let (before, after) = (median(&rates[..TIMES]), median(&rates[1..]));
-        println!("{fault:<30} {before:>10.0} {after:>10.0} {ratio:>8.2}    {:.2} to {:.2}", ratios[0], ratios[TIMES - 1]);
+        println!("{fault:<30} {before:>10.0} {after:>10.0} {ratio:>8.2}    {ratios:.2?}");
         // Far from what is published, and so a defect rather than a busy machine.
         assert!(ratio > 0.5, "{fault}: {rates:?} lives in a second");
     }
