@@ -279,8 +279,8 @@ function row(agent, place) {
 
 function when(agent) {
   if (OVER.includes(agent.state)) {
-    const how = agent.exit_code === null || agent.exit_code === undefined ? agent.reason : `${agent.reason}, ${agent.exit_code}`;
-    return el("span", { title: clock(agent.finished_at) }, `${how ?? ""} · ${ago(agent.finished_at)}`);
+    const how = agent.reason === "exited" ? `exit code ${agent.exit_code}` : (agent.reason ?? "").replaceAll("_", " ");
+    return el("span", { title: clock(agent.finished_at) }, `${how} · ${ago(agent.finished_at)}`);
   }
   if (agent.state === "pending") return el("span", { class: "quiet" }, agent.run_at && Date.parse(agent.run_at) > now() ? `starts in ${span((Date.parse(agent.run_at) - now()) / 1000)}` : `waits for ${span((now() - Date.parse(agent.created_at)) / 1000)}`);
   const left = (Date.parse(agent.expires_at) - now()) / 1000;
