@@ -74,7 +74,9 @@ impl Sql {
     /// One agent as JSON and whether it has ended; `None`: unknown.
     pub async fn get_agent(&self, id: Uuid) -> Result<Option<(String, bool)>, Error> {
         let rows = self.rows(super::GET_AGENT, &[(&id, Type::UUID)]).await?;
-        rows.first().map(|row| Ok((row.try_get("agent")?, row.try_get("ended")?))).transpose()
+        let row = rows.first().ok_or_else(gone)?;
+        let agent: Option<String> = row.try_get("agent")?;
+        agent.map(|agent| Ok((agent, row.try_get("ended")?))).transpose()
     }
 
     /// Which of these have ended.
@@ -120,7 +122,10 @@ impl Sql {
     /// Where the output of an agent is; `None`: unknown.
     pub async fn log_of(&self, id: Uuid) -> Result<Option<LogOf>, Error> {
         let rows = self.rows(super::LOG_OF, &[(&id, Type::UUID)]).await?;
-        let Some(row) = rows.first() else { return Ok(None) };
+        let row = rows.first().ok_or_else(gone)?;
+        if !row.try_get("known")? {
+            return Ok(None);
+        }
         let (host, tail, truncated): (Option<i32>, Option<Vec<u8>>, Option<bool>) =
             (row.try_get("host")?, row.try_get("tail")?, row.try_get("truncated")?);
         let container = row.try_get("container_id")?;
@@ -145,8 +150,9 @@ impl Sql {
     }
 }
 
+/// No answer at all is not ours to read anything into: poolers have been seen to hand over that to another question.
 fn gone() -> Error {
-    Error::Internal("a statement that always answers did not".to_owned())
+    Error::Unavailable("a statement that always answers did not".to_owned())
 }
 
 fn object(map: &BTreeMap<String, String>) -> Value {
@@ -199,10 +205,11 @@ impl Question for Terminate {
         let lock_timeout = sql.lock_timeout(patience);
         let params: &[Param<'_>] = &[(&ids, Type::UUID_ARRAY), (&actors, Type::TEXT_ARRAY), (&lock_timeout, Type::TEXT)];
         let rows = sql.rows(super::TERMINATE, params).await?;
-        let after: HashMap<Uuid, (String, bool)> = rows
-            .iter()
-            .map(|row| Ok((row.try_get("id")?, (row.try_get("agent")?, row.try_get("ended")?))))
-            .collect::<Result<_, Error>>()?;
-        Ok(ids.iter().map(|id| after.get(id).cloned()).collect())
+        let mut after: HashMap<Uuid, Self::Answer> = HashMap::new();
+        for row in &rows {
+            let agent: Option<String> = row.try_get("agent")?;
+            after.insert(row.try_get("id")?, agent.map(|agent| Ok::<_, Error>((agent, row.try_get("ended")?))).transpose()?);
+        }
+        ids.iter().map(|id| after.get(id).cloned().ok_or_else(gone)).collect()
     }
 }

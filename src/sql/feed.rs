@@ -42,7 +42,12 @@ impl Sql {
 
     /// Everything that happened to an agent, each as JSON, in order. Empty: unknown, or longer ago than is kept.
     pub async fn story(&self, id: Uuid) -> Result<Vec<String>, Error> {
-        self.rows(super::STORY, &[(&id, Type::UUID)]).await?.iter().map(|row| Ok(row.try_get("event")?)).collect()
+        let rows = self.rows(super::STORY, &[(&id, Type::UUID)]).await?;
+        let events = rows.iter().map(|row| row.try_get::<_, Option<String>>("event")).collect::<Result<Vec<_>, _>>()?;
+        if events.is_empty() {
+            return Err(Error::Unavailable("a statement that always answers did not".to_owned()));
+        }
+        Ok(events.into_iter().flatten().collect())
     }
 
     /// At most `limit` events after a place, in order. Fewer: there are no more yet.

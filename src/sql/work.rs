@@ -369,7 +369,7 @@ impl Sql {
 }
 
 fn none() -> Error {
-    Error::Internal("a statement that always answers did not".to_owned())
+    Error::Unavailable("a statement that always answers did not".to_owned())
 }
 
 fn claim(row: &Row) -> Result<Claim, Error> {
