@@ -18,7 +18,7 @@ use crate::fake_docker::Call;
 use crate::harness::eventually;
 
 /// How long a rate is measured.
-const WINDOW: Duration = Duration::from_secs(20);
+const WINDOW: Duration = Duration::from_secs(15);
 /// How long some faults last.
 const LASTS: Duration = Duration::from_secs(5);
 /// How long they may take to be got over. An agent whose stops died under several replicas is left alone for 15 s, and keeps its place meanwhile.
@@ -140,7 +140,9 @@ async fn after_each_of_five_faults_the_rate_is_what_it_was_and_nobody_is_lost() 
     let dir = run::directory(&run::root(), plan.seed);
     let world: Arc<World> = World::new(&dir, 3, &plan).await;
     // What comes once a minute would be in one window and not in the next.
-    world.cluster.client().await.batch_execute("alter system set autovacuum_naptime = '3s'").await.unwrap();
+    for setting in ["autovacuum_naptime = '3s'", "max_wal_size = '16GB'", "checkpoint_timeout = '1h'"] {
+        world.cluster.client().await.batch_execute(&format!("alter system set {setting}")).await.unwrap();
+    }
     world.cluster.client().await.batch_execute("select pg_reload_conf()").await.unwrap();
     let enough = CancellationToken::new();
     let feeder = tokio::spawn(feed(Arc::clone(&world), enough.clone()));
