@@ -122,7 +122,7 @@ async fn keep(replica: &Arc<Replica>, link: &Arc<Link>) -> Result<(), Trouble> {
             event = events.next(), if listening => match event {
                 Some(Ok(event)) => {
                     if matches!(event.kind, EventKind::Die | EventKind::Destroy) {
-                        link.forget_init(&event.container_id);
+                        link.inits.forget(&event.container_id);
                     }
                     hint(event, link.keeps.load(Ordering::Acquire), &mut dead);
                 }

@@ -42,6 +42,7 @@ pub mod agent;
 pub mod embedded;
 pub mod error;
 pub mod failpoint;
+pub mod inits;
 pub mod metrics;
 pub mod migrate;
 pub mod process;

@@ -3,9 +3,9 @@
 //! Guarantees: a task in a lane that panics breaks the replica instead of vanishing; whatever was shared here was shared as a
 //! wake-up or is a fact about this process, never a fact about an agent.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -15,8 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::docker::{self, Container, Docker, DockerError, Removed, Signal, container_name};
+use crate::docker::{self, Docker, DockerError, Removed, Signal, container_name};
 use crate::error::Error;
+use crate::inits::Inits;
 use crate::metrics::Metrics;
 use crate::process;
 use crate::reconcile::Seen;
@@ -41,8 +42,6 @@ const PULSE: Duration = Duration::from_secs(1);
 const NAMED: Duration = Duration::from_millis(250);
 /// How long a daemon that has said who it is is believed by whoever creates a container there. One that is started takes longer.
 const BELIEVED: Duration = Duration::from_millis(500);
-/// How many containers may live unseen before it is believed that none can be seen. One may have ended in the moment between two looks.
-const UNSEEN: u32 = 8;
 /// Clean-ups (inspect, log, remove) at once on one host. Beyond the daemon's own parallelism they only get in the way of kills.
 const CLEANUPS: usize = 8;
 
@@ -226,11 +225,8 @@ pub struct Link {
     pub orphans: Semaphore,
     /// Containers whose removal was begun and did not succeed.
     begun: Mutex<HashSet<String>>,
-    /// Pids of containers' inits, as the last look at each has shown. They save a question, and prove nothing: whoever signals one looks whose
-    /// it is. `None`: SIGKILL is the daemon's.
-    inits: Option<Mutex<HashMap<String, u32>>>,
-    /// How many containers in a row lived, and could not be seen to.
-    unseen: AtomicU32,
+    /// Pids of its containers' inits.
+    pub inits: Inits,
     /// Who its volume says that it is.
     pub uuid: Uuid,
     /// Cancelled once the daemon does not answer at all, or is another one: nothing more is claimed for it here, until it is connected
@@ -303,16 +299,14 @@ impl Link {
             self.still_itself().await?;
         }
         self.begun().remove(container);
-        self.forget_init(container);
+        self.inits.forget(container);
         Ok(())
     }
 
     /// What is not there any more was removed by somebody else.
     pub fn forget_removed(&self, there: &HashSet<&str>) {
         self.begun().retain(|container| there.contains(container.as_str()));
-        if let Some(mut inits) = self.inits() {
-            inits.retain(|container, _| there.contains(container.as_str()));
-        }
+        self.inits.keep(there);
     }
 
     /// Sends SIGKILL: to the container's init itself where that is within reach, else by the daemon. Its intent is committed.
@@ -331,50 +325,22 @@ impl Link {
 
     /// The pid that a container's init had when it was last looked at; of one that was not, as it is now.
     async fn init_of(&self, container: &str) -> Option<u32> {
-        if let Some(init) = self.inits()?.get(container) {
-            return Some(*init);
+        if let Some(init) = self.inits.pid(container) {
+            return Some(init);
+        }
+        if !self.inits.are_within_reach() {
+            return None;
         }
         tokio::time::timeout(NAMED, self.docker.inspect(container)).await.ok()?.ok()??.pid
     }
 
-    /// Whether the kernel shows that a container's init lives, so that the daemon need not be asked. `false` says nothing.
-    #[must_use]
-    pub fn sees_alive(&self, container: &str) -> bool {
-        let init = self.inits().and_then(|inits| inits.get(container).copied());
-        init.is_some_and(|init| process::lives(init, container))
-    }
-
-    /// Looks at a container that has just been started, so that at its deadline the daemon need not be asked: where that is of use, which it is
-    /// not while containers' processes are out of sight.
+    /// Looks at a container that has just been started, so that at its deadline the daemon need not be asked: where that is of use.
     pub async fn learn(&self, row: &Claim) {
-        if self.inits.is_none() || self.unseen.load(Ordering::Relaxed) >= UNSEEN {
-            return;
+        if let (true, Some(container)) = (self.inits.are_within_reach(), &row.container_id)
+            && let Ok(seen) = self.look(row).await
+        {
+            self.inits.looked_at_first(container, seen.is_alive());
         }
-        let Ok(seen) = self.look(row).await else { return };
-        if row.container_id.as_deref().is_some_and(|container| self.sees_alive(container)) {
-            self.unseen.store(0, Ordering::Relaxed);
-        } else if seen.is_alive() {
-            self.unseen.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn learn_init(&self, container: &Container) {
-        let Some(mut inits) = self.inits() else { return };
-        match container.pid.filter(|_| container.status.is_alive()) {
-            Some(init) => inits.insert(container.id.clone(), init),
-            None => inits.remove(&container.id),
-        };
-    }
-
-    /// A container's processes have ended.
-    pub fn forget_init(&self, container: &str) {
-        if let Some(mut inits) = self.inits() {
-            inits.remove(container);
-        }
-    }
-
-    fn inits(&self) -> Option<MutexGuard<'_, HashMap<String, u32>>> {
-        Some(self.inits.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn begun(&self) -> MutexGuard<'_, HashSet<String>> {
@@ -421,7 +387,7 @@ impl Link {
             container => Seen::of(container),
         };
         if let Seen::Ours(container) = &seen {
-            self.learn_init(container);
+            self.inits.note(container);
         }
         if !matches!(seen, Seen::Ours(_)) {
             self.still_itself().await?;
@@ -453,8 +419,7 @@ impl Host {
             stubborn: Semaphore::new(1),
             orphans: Semaphore::new(CLEANUPS),
             begun: Mutex::default(),
-            inits: (self.fast_kill && docker::socket(&self.endpoint).is_some()).then(Mutex::default),
-            unseen: AtomicU32::new(0),
+            inits: Inits::new(self.fast_kill && docker::socket(&self.endpoint).is_some()),
             uuid,
             silent: CancellationToken::new(),
             proved: Mutex::default(),

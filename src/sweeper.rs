@@ -324,7 +324,7 @@ async fn step(replica: &Arc<Replica>, link: &Link, mut row: Claim) -> Result<(),
     }
     // Its process lives, as the kernel shows: so it is to be signalled, and the daemon need not be asked first.
     if let (true, Some(container)) = (row.state == "terminating" && !row.observed, row.container_id.clone())
-        && link.sees_alive(&container)
+        && link.inits.sees_alive(&container)
     {
         failpoint::hit("stop.looked");
         return stop(replica, link, row, container).await;
