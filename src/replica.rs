@@ -361,7 +361,7 @@ impl Link {
         Err(DockerError::Unavailable("it is another daemon, or has lost its volume".to_owned()))
     }
 
-    /// As [`Link::still_itself`], and believes it for [`BELIEVED`]. For what is asked of it by connections that lead to it alone: between them and
+    /// As [`Link::still_itself`], and believes it for half a second. For what is asked of it by connections that lead to it alone: between them and
     /// the daemon there may be somebody who passes on each call as he likes, but no daemon gives way to another as quickly as that.
     ///
     /// # Errors
