@@ -1,6 +1,6 @@
 //! The command line: parse, dispatch, exit code. Knows no SQL and no Docker.
 //!
-//! Exit codes: 0 done; 1 doctor found something, or a verb was refused; 10, 11, 12 from wait; 64 wrong use; 69 something needed does not answer; 70 a defect; 78 the database is not ours.
+//! Exit codes: 0 done; 1 doctor found something, or a verb was refused; 10 it failed; 11 it expired; 12 the time was up; 64 wrong use; 69 something needed does not answer; 70 a defect; 78 the database is not ours.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
