@@ -208,6 +208,7 @@ on_both! {
     events_deliver_a_die
     following_the_output_ends_with_the_container
     the_host_keeps_one_identity_per_installation
+    a_connection_that_is_kept_leads_to_its_host_or_nowhere
     a_foreign_container_with_our_name_is_not_ours
     a_container_with_another_agents_label_is_not_ours
     a_container_that_the_dead_man_renamed_stays_ours_and_says_so
@@ -433,6 +434,24 @@ async fn the_host_keeps_one_identity_per_installation(bench: Bench) {
     let identity = other.docker.host_identity(others).await;
     other.clean_up().await;
     assert_eq!(identity, Ok(others));
+}
+
+async fn a_connection_that_is_kept_leads_to_its_host_or_nowhere(bench: Bench) {
+    let host = bench.docker.host_identity(Uuid::new_v4()).await.unwrap();
+    let kept = bench.docker.clone().keeping_connections(host).unwrap();
+    let spec = bench.spec(&["sleep", "inf"]);
+    let Created::New(id) = kept.create(&spec).await.unwrap() else { panic!("the name of a fresh agent is taken") };
+    // Many at once, and one after the other over what they leave.
+    let looks = futures_util::future::join_all((0..20).map(|_| kept.inspect(&id))).await;
+    assert!(looks.into_iter().all(|look| look.unwrap().is_some()));
+    assert_eq!(kept.start(&id).await, Ok(Started::Yes));
+    assert_eq!(kept.inspect("no-such-container").await, Ok(None));
+    assert_eq!(kept.remove(&id).await, Ok(Removed::Yes));
+    // The same address, and not who is meant: nothing is asked of it, so nothing is concluded from what it does not know.
+    let elsewhere = bench.docker.clone().keeping_connections(Uuid::new_v4()).unwrap();
+    is_unavailable(elsewhere.inspect("no-such-container").await);
+    is_unavailable(elsewhere.create(&spec).await);
+    assert_eq!(bench.docker.inspect(&container_name(spec.agent)).await, Ok(None));
 }
 
 async fn a_foreign_container_with_our_name_is_not_ours(bench: Bench) {
